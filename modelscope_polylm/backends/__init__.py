@@ -1,0 +1,57 @@
+"""Three ways to run a snapshot behind one interface; the native one is the default."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from modelscope_polylm.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+    from modelscope_polylm.backends.base import Backend
+    from modelscope_polylm.snapshot import Snapshot
+
+BACKENDS = ("native", "transformers")
+
+
+def create_backend(
+    name: str, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, **backend_options: Any
+) -> Backend:
+    """Load a snapshot into the backend of that name.
+
+    Args:
+        name: one of BACKENDS.
+        snapshot: an opened snapshot.
+        device, dtype: where and how the weights are kept.
+        backend_options: what the backend's constructor takes beside these.
+
+    Raises:
+        OptionError: an unknown backend or an option that it does not have.
+    """
+    backend: type[Backend] = _backend_class(name)
+    known = list(inspect.signature(backend).parameters)[3:]
+    for option in backend_options:
+        if option not in known and not _takes_any(backend):
+            nearest = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known) or 'none'}."
+            raise OptionError(f"Backend {name!r} has no option {option!r}: {hint}")
+    return backend(snapshot, device, dtype, **backend_options)
+
+
+def _backend_class(name: str) -> Any:
+    if name == "native":
+        from modelscope_polylm.backends.native import NativeBackend
+
+        return NativeBackend
+    if name == "transformers":
+        from modelscope_polylm.backends.transformers import TransformersBackend
+
+        return TransformersBackend
+    raise OptionError(f"backend={name!r} is not one of {', '.join(BACKENDS)}.")
+
+
+def _takes_any(backend: type[Any]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(backend).parameters.values())

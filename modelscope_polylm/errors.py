@@ -1,0 +1,33 @@
+"""Errors for people: each message says what was wrong, which value, and what to do.
+
+Every class takes one message argument, because ModelScope raises constructor errors again as `type(e)(message)`.
+None is a KeyError, which ModelScope swallows.
+"""
+
+
+class PolyLMError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(PolyLMError, ValueError):
+    """A prompt, a message list or a token sequence that cannot be used."""
+
+
+class OptionError(PolyLMError, ValueError):
+    """A generation or backend option with a wrong name or value."""
+
+
+class SnapshotError(PolyLMError, ValueError):
+    """A model folder that is not a complete, consistent PolyLM snapshot."""
+
+
+class DeviceError(PolyLMError, RuntimeError):
+    """A device that does not exist, lacks a needed feature, or is too small."""
+
+
+class DownloadError(PolyLMError, OSError):
+    """A snapshot that could not be fetched from the hub or written to disk."""
+
+
+class DependencyError(PolyLMError, ImportError):
+    """An optional package that is missing or has an unsupported version."""

@@ -1,0 +1,133 @@
+"""Generation options: each is described, typed and bounded here, once; help texts and docs are made from these fields.
+
+Names, meanings and defaults are those of `transformers.GenerationConfig`, except where a help text says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from modelscope_polylm.errors import OptionError
+from modelscope_polylm.generation.option_checks import checked_value, unknown_names
+
+
+def option(default: Any, help: str, **bounds: Any) -> Any:
+    """Declare one option: its default, one line of help, and bounds that `option_checks.check_value` understands."""
+    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """A checked set of options, built with `from_layers`; `extra` holds what only transformers knows."""
+
+    max_new_tokens: int | None = option(None, "Most tokens to add (128 if max_length is unset too).", minimum=1)
+    max_length: int | None = option(None, "Most tokens of prompt and answer together; max_new_tokens wins.", minimum=1)
+    min_new_tokens: int | None = option(None, "Fewest tokens to add before the end token is allowed.", minimum=0)
+    min_length: int = option(0, "Fewest tokens of prompt and answer before the end token is allowed.", minimum=0)
+    do_sample: bool = option(False, "Draw the next token at random instead of taking the most probable one.")
+    num_beams: int = option(1, "Number of beams of beam search; 1 is greedy search or sampling.", minimum=1, maximum=64)
+    early_stopping: bool | str = option(
+        False, "When beam search ends: True, False or 'never', as in transformers.", choices=(True, False, "never")
+    )
+    length_penalty: float = option(1.0, "Exponent of the length that divides a beam's score; higher favours length.")
+    num_return_sequences: int = option(1, "How many answers to return for a prompt, best first.", minimum=1, maximum=64)
+    temperature: float = option(1.0, "Divides the logits when sampling; lower is more predictable.", above=0.0)
+    top_k: int = option(50, "Sample among this many most probable tokens; 0 switches it off.", minimum=0)
+    top_p: float = option(1.0, "Sample among the most probable tokens that hold this share.", minimum=0.0, maximum=1.0)
+    min_p: float | None = option(
+        None, "Sample among tokens at least this share as probable as the best.", minimum=0.0, maximum=1.0
+    )
+    typical_p: float = option(1.0, "Share kept by locally typical sampling (arXiv 2202.00666).", above=0.0, maximum=1.0)
+    repetition_penalty: float = option(1.0, "Makes tokens that occurred less probable; 1 switches it off.", above=0.0)
+    no_repeat_ngram_size: int = option(0, "No sequence of this many tokens occurs twice; 0 switches it off.", minimum=0)
+    bad_words_ids: list[list[int]] | None = option(None, "Token sequences that are never generated.", nested=True)
+    eos_token_id: int | list[int] = option(2, "Token or tokens that end an answer.", token=True)
+    pad_token_id: int | None = option(None, "Token that fills ended rows; the first end token if unset.", minimum=0)
+    stop_strings: str | list[str] | None = option(None, "Texts that end an answer as soon as it contains one of them.")
+    seed: int | None = option(None, "Makes sampling repeatable on the same device.", minimum=0)
+    output_scores: bool = option(False, "Also return the score of each answer.")
+    output_logprobs: bool = option(False, "Also return the log-probability of each answer token.")
+    beam_rules: str = option(
+        "4.31",
+        "The transformers release whose beam search is followed: '4.31', which PolyLM was published with, counts the "
+        "prompt in the length that length_penalty divides by; '5' counts the answer alone.",
+        choices=("4.31", "5"),
+    )
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_layers(cls, *layers: Mapping[str, Any], allow_extra: bool = False) -> GenerationOptions:
+        """Merge layers of options, the later ones first in rank, and check the result. None means "not given".
+
+        Setting one of two rival options in a layer drops what earlier layers said of the other one.
+
+        Args:
+            layers: such as the release's defaults, the snapshot's defaults and the call's options.
+            allow_extra: keep what only transformers' generate() can do: its other options, and beams that sample.
+
+        Raises:
+            OptionError: an unknown name (the nearest known one is named), a wrong type, or a value out of range.
+        """
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            given = {name: value for name, value in layer.items() if value is not None}
+            for rival in _displaced(given):
+                merged.pop(rival, None)
+            merged.update(given)
+        known = {field.name: field for field in option_fields()}
+        extra = unknown_names(merged, known, allow_extra)
+        values = {name: checked_value(known[name], value) for name, value in merged.items() if name in known}
+        options = cls(**values, extra={name: merged[name] for name in extra})
+        options._check_together(beams_may_sample=allow_extra)
+        return options
+
+    def _check_together(self, beams_may_sample: bool) -> None:
+        if self.do_sample and self.num_beams > 1 and not beams_may_sample:
+            raise OptionError(
+                f"do_sample=True together with num_beams={self.num_beams} is not in the native backend: set "
+                "num_beams=1 to sample or do_sample=False to search, or use backend='transformers'."
+            )
+        if self.num_return_sequences > self.num_beams and not self.do_sample:
+            raise OptionError(
+                f"num_return_sequences={self.num_return_sequences} needs as many beams, but num_beams={self.num_beams}"
+                ": raise num_beams, or sample with do_sample=True."
+            )
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end an answer, as a tuple."""
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The stop strings, as a tuple."""
+        if self.stop_strings is None:
+            return ()
+        return (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
+
+    def new_tokens(self, prompt_length: int) -> int:
+        """How many tokens may be added to a prompt of `prompt_length` tokens; 0 or less: it is too long."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return 128 if self.max_length is None else self.max_length - prompt_length
+
+    def minimum_new_tokens(self, prompt_length: int) -> int:
+        """How many tokens have to be added before an end token is allowed."""
+        return max(self.min_new_tokens or 0, self.min_length - prompt_length, 0)
+
+
+def option_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """The declared options: name, type, default, and metadata with `help` and bounds."""
+    return tuple(field for field in dataclasses.fields(GenerationOptions) if "help" in field.metadata)
+
+
+def _displaced(given: Mapping[str, Any]) -> list[str]:
+    lengths = {"max_length": "max_new_tokens", "max_new_tokens": "max_length"}
+    displaced = [rival for name, rival in lengths.items() if name in given and rival not in given]
+    if given.get("do_sample") is True and "num_beams" not in given:
+        displaced.append("num_beams")
+    if given.get("num_beams", 1) != 1 and "do_sample" not in given:
+        displaced.append("do_sample")
+    return displaced

@@ -1,0 +1,112 @@
+"""Hands out sessions: built for the call on a CPU, kept with their cache and captured step on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.generation.captured import CapturedSession
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.rows import Request, Rows
+from modelscope_polylm.generation.search import SearchShape
+from modelscope_polylm.generation.session import Session
+from modelscope_polylm.network.cache import SCRATCH_SLOT, KVCache, bytes_per_slot
+from modelscope_polylm.network.gpt2 import Decoder
+
+CONTEXTS_AT_FIRST = 4
+"""A GPU's first cache holds this many full contexts, so that few calls ever make it grow."""
+SPARE_BYTES = 1 << 30
+"""GPU memory that the cache leaves to activations and captured steps."""
+
+
+class Sessions:
+    """Leases sessions for one decoder; a session serves one call at a time, so calls never share state.
+
+    Args:
+        decoder: the network.
+        vocab_limit: ids at or above it are never generated.
+    """
+
+    def __init__(self, decoder: Decoder, vocab_limit: int):
+        self._decoder, self._vocab_limit = decoder, vocab_limit
+        self._free: list[_Arena] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def lease(self, requests: Sequence[Request], options: GenerationOptions) -> Iterator[Session]:
+        """A session with room for the requests.
+
+        Raises:
+            DeviceError: the requests need more cache than the GPU has memory for.
+        """
+        if self._decoder.device.type != "cuda":
+            yield self._session_for_one_call(requests, options)
+            return
+        with self._lock:
+            arena = self._free.pop() if self._free else _Arena(self._decoder, self._vocab_limit)
+        try:
+            yield arena.session(requests, options)
+        finally:
+            with self._lock:
+                self._free.append(arena)
+
+    def _session_for_one_call(self, requests: Sequence[Request], options: GenerationOptions) -> Session:
+        decoder = self._decoder
+        group = SearchShape.of(options, decoder.config.vocab_size).rows_per_prompt
+        positions = max(len(request.prompt) + request.limit for request in requests)
+        cache = KVCache(decoder.config, _slots(requests, group), decoder.device, decoder.dtype)
+        return Session(
+            decoder, options, Rows(len(requests), group, positions, decoder.device), cache, self._vocab_limit
+        )
+
+
+class _Arena:
+    """A cache on the GPU and the captured sessions that are bound to it."""
+
+    def __init__(self, decoder: Decoder, vocab_limit: int):
+        self._decoder, self._vocab_limit = decoder, vocab_limit
+        self._cache: KVCache | None = None
+        self._sessions: dict[tuple[int, SearchShape], Session] = {}
+
+    def session(self, requests: Sequence[Request], options: GenerationOptions) -> Session:
+        config = self._decoder.config
+        shape = SearchShape.of(options, config.vocab_size)
+        prompts = 1 << (len(requests) - 1).bit_length()
+        cache = self._cache_for(_slots(requests, shape.rows_per_prompt), prompts * shape.rows_per_prompt)
+        session = self._sessions.get((prompts, shape))
+        if session is None:
+            rows = Rows(prompts, shape.rows_per_prompt, config.positions, self._decoder.device)
+            session = CapturedSession(self._decoder, options, rows, cache, self._vocab_limit)
+            self._sessions[prompts, shape] = session
+        return session
+
+    def _cache_for(self, slots: int, rows: int) -> KVCache:
+        if self._cache is not None and self._cache.slots >= slots:
+            return self._cache
+        self._sessions.clear()
+        self._cache = None
+        decoder = self._decoder
+        slot_bytes = bytes_per_slot(decoder.config, decoder.dtype)
+        available = _available_bytes(decoder.device) // slot_bytes
+        if slots > available:
+            raise DeviceError(
+                f"{rows} rows with {slots} tokens of prompts and answers need {slots * slot_bytes:,} bytes of KV cache, "
+                f"but {decoder.device} has room for {max(available, 0)} tokens: use a smaller batch_size, fewer "
+                "beams, shorter texts, or backend='transformers' with offload."
+            )
+        roomy = max(1 << (slots - 1).bit_length(), CONTEXTS_AT_FIRST * decoder.config.positions)
+        self._cache = KVCache(decoder.config, min(roomy, available), decoder.device, decoder.dtype)
+        return self._cache
+
+
+def _slots(requests: Sequence[Request], group: int) -> int:
+    return SCRATCH_SLOT + 1 + sum(request.slots(group) for request in requests)
+
+
+def _available_bytes(device: torch.device) -> int:
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0] - SPARE_BYTES

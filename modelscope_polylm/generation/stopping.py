@@ -1,0 +1,132 @@
+"""What the host sees of a running batch: it collects tokens, ends answers, and makes the final answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.rows import Request, Rows
+
+Update = list[list[int]]
+StopTest = Callable[[int], bool]
+"""Takes the next token id of one answer; says whether a stop string is complete."""
+
+
+@dataclasses.dataclass
+class Answer:
+    """One finished answer.
+
+    Attributes:
+        ids: the answer's token ids, without the prompt and without the end token.
+        score: beam search: the beam's score; otherwise the sum of the tokens' log-probabilities. None if unknown.
+        logprobs: natural log-probability of each token of `ids`, or None if not asked for.
+        finish_reason: 'eos' (an end token), 'stop' (a stop string) or 'length'.
+    """
+
+    ids: list[int]
+    score: float | None = None
+    logprobs: list[float] | None = None
+    finish_reason: str = "length"
+
+
+class TokenCollector:
+    """Collects the tokens of greedy search and sampling, row by row.
+
+    Args:
+        requests: the batch.
+        group: rows for each request.
+        options: end tokens, and what to report.
+        new_stop_test: makes a `StopTest` for a request; None if no stop strings were given.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        group: int,
+        options: GenerationOptions,
+        new_stop_test: Callable[[Request], StopTest] | None,
+    ):
+        self._requests, self._group, self._options = requests, group, options
+        self._ends = set(options.end_tokens)
+        rows = [request for request in requests for _ in range(group)]
+        self._limits = [request.limit for request in rows]
+        self._stop_tests = [new_stop_test(request) for request in rows] if new_stop_test else None
+        self._answers = [Answer([]) for _ in rows]
+        self._open = set(range(len(rows)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has ended."""
+        return not self._open
+
+    def collect(self, report: Tensor) -> Update:
+        """Take the tokens of one step, [rows] int64 on the host; returns the new tokens of each request's first row."""
+        update: Update = [[] for _ in self._requests]
+        tokens = report.tolist()
+        for row in sorted(self._open):
+            if self._take(row, tokens[row]) and row % self._group == 0:
+                update[row // self._group].append(tokens[row])
+        return update
+
+    def _take(self, row: int, token: int) -> bool:
+        answer = self._answers[row]
+        if token in self._ends:
+            self._end(row, "eos")
+            return False
+        answer.ids.append(token)
+        if self._stop_tests is not None and self._stop_tests[row](token):
+            self._end(row, "stop")
+        elif len(answer.ids) >= self._limits[row]:
+            self._end(row, "length")
+        return True
+
+    def _end(self, row: int, reason: str) -> None:
+        self._answers[row].finish_reason = reason
+        self._open.discard(row)
+
+    def answers(self, rows: Rows) -> list[list[Answer]]:
+        """The answers of each request, those with the highest sum of log-probabilities first."""
+        logprobs = rows.logprobs.cpu()
+        for row, answer in enumerate(self._answers):
+            start = len(self._requests[row // self._group].prompt)
+            values = logprobs[row, start : start + len(answer.ids)].tolist()
+            answer.score = sum(values)
+            answer.logprobs = values if self._options.output_logprobs else None
+        groups = [self._answers[first : first + self._group] for first in range(0, len(self._answers), self._group)]
+        return [sorted(group, key=lambda answer: -(answer.score or 0.0)) for group in groups]
+
+
+class BeamCollector:
+    """Waits for beam search and reads the finished beams once."""
+
+    def __init__(self, requests: Sequence[Request], search: BeamSearch, options: GenerationOptions):
+        self._requests, self._search, self._options = requests, search, options
+        self.finished = False
+
+    def collect(self, report: Tensor) -> Update:
+        """Take [prompts] bool, which prompts are done; beam search has nothing final to show before the end."""
+        self.finished = bool(report.all())
+        return [[] for _ in self._requests]
+
+    def answers(self, rows: Rows) -> list[list[Answer]]:
+        """The best `num_return_sequences` beams of each request."""
+        search = self._search
+        read = [search.finished_ids, search.finished_logprobs, search.finished_lengths, search.finished_scores]
+        on_host = [values.tolist() for values in (tensor.cpu() for tensor in read)]
+        return [
+            [
+                self._answer(len(request.prompt), *(values[index][beam] for values in on_host))
+                for beam in range(self._options.num_return_sequences)
+            ]
+            for index, request in enumerate(self._requests)
+        ]
+
+    def _answer(self, start: int, ids: list[int], logprobs: list[float], length: int, score: float) -> Answer:
+        ended = ids[length - 1] in self._options.end_tokens
+        stop = length - 1 if ended else length
+        values = logprobs[start:stop] if self._options.output_logprobs else None
+        return Answer(ids[start:stop], score, values, "eos" if ended else "length")
