@@ -48,16 +48,17 @@ def no_repeat_ngram(size: int) -> Processor:
 
 def bad_words(words: Sequence[Sequence[int]], device: torch.device) -> Processor:
     """NoBadWordsLogitsProcessor: the last token of each sequence is forbidden behind its other tokens."""
-    sequences = [torch.tensor(list(word), dtype=torch.int64, device=device) for word in words]
+    beginnings = [torch.tensor(list(word[:-1]), dtype=torch.int64, device=device) for word in words]
 
     def process(scores: Tensor, rows: Rows) -> Tensor:
         # scores: [rows, vocabulary]
         scores = scores.clone()
-        for word in sequences:
-            before = word.shape[0] - 1
+        for word, beginning in zip(words, beginnings, strict=True):
+            before = len(beginning)
             positions = rows.lengths.long()[:, None] - before + torch.arange(before, device=scores.device)
-            matches = (rows.ids.gather(1, positions.clamp(min=0)) == word[:-1]).all(1) & (rows.lengths >= before)
-            scores[:, word[-1]] = torch.where(matches, -torch.inf, scores[:, word[-1]])
+            matches = (rows.ids.gather(1, positions.clamp(min=0)) == beginning).all(1) & (rows.lengths >= before)
+            last = word[-1]
+            scores[:, last] = torch.where(matches, -torch.inf, scores[:, last])
         return scores
 
     return process

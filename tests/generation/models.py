@@ -24,13 +24,16 @@ class IdBounds:
     vocab_size: int
 
 
-def engine_of(model: GPT2LMHeadModel, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Engine:
-    """An engine with the model's weights, which generates every id of the vocabulary."""
+def engine_of(
+    model: GPT2LMHeadModel, device: str = "cpu", dtype: torch.dtype = torch.float32, tokenizer_size: int | None = None
+) -> Engine:
+    """An engine with the model's weights, which generates ids below `tokenizer_size`, or all."""
     weights = {}
     for name, tensor in model.transformer.state_dict().items():
         turned = tensor.t().contiguous() if name.endswith(TURNED) else tensor
         weights[name] = turned.to(device, dtype)
-    return Engine(Decoder(PolyLMConfig.from_dict(model.config.to_dict()), weights), IdBounds(model.config.vocab_size))
+    bounds = IdBounds(tokenizer_size or model.config.vocab_size)
+    return Engine(Decoder(PolyLMConfig.from_dict(model.config.to_dict()), weights), bounds)
 
 
 def generate(engine: Engine, prompts: list[list[int]], **options: Any) -> list[list[Answer]]:

@@ -11,7 +11,12 @@ PROMPTS = [[7, 8, 9], [200, 11, 12, 13, 14], [299], list(range(30, 60)), [17, 17
 
 
 def random_model(
-    width: int = 128, heads: int = 1, layers: int = 2, vocabulary: int = VOCABULARY, positions: int = 96, scale: float = 0.15
+    width: int = 128,
+    heads: int = 1,
+    layers: int = 2,
+    vocabulary: int = VOCABULARY,
+    positions: int = 96,
+    scale: float = 0.15,
 ) -> GPT2LMHeadModel:
     """A GPT-2 with every tensor drawn from a fixed seed, fp32 on the CPU; its config names a wrong end token."""
     config = GPT2Config(

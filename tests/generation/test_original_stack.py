@@ -1,4 +1,4 @@
-"""By default, ids equal those that transformers 4.31.0, PolyLM's original stack, generated (see record_original_stack)."""
+"""By default, ids equal those of transformers 4.31.0, PolyLM's original stack (see record_original_stack)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Measurements of this package; results and what was learnt from them are in RESULTS.md."""

@@ -1,0 +1,29 @@
+"""`python -m benchmarks.decode --shape 13b`: the decode table of RESULTS.md, ours and the peers in one run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modelscope_polylm.app.bench.run import ENGINES, bench
+from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.app.bench.works import WORKS
+
+
+def main() -> None:
+    """Parse the arguments and run the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="13b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), default=list(ENGINES))
+    parser.add_argument("--works", nargs="+", type=int, help="numbers of the table's rows, from 0")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = vars(parser.parse_args())
+    chosen = arguments.pop("works")
+    bench(works=[WORKS[index] for index in chosen] if chosen else WORKS, **arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The engines that are compared. Each runs a piece of work once and leaves the device idle."""
+
+from __future__ import annotations
+
+import abc
+import gc
+from typing import Any
+
+import torch
+
+from modelscope_polylm.app.bench.shapes import random_decoder
+from modelscope_polylm.app.bench.works import Work
+from modelscope_polylm.generation.engine import Engine
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.network.config import PolyLMConfig
+
+NO_END = 3
+"""An end token that random weights all but never choose: every call adds exactly as many tokens as it should."""
+
+
+class Contender(abc.ABC):
+    """An engine with a model loaded."""
+
+    name: str
+
+    @abc.abstractmethod
+    def run(self, work: Work) -> None:
+        """Do the work once, on fresh random prompts."""
+
+
+class Ours(Contender):
+    """The native engine."""
+
+    name = "polylm"
+
+    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
+        self._engine = Engine(random_decoder(config, device, dtype), _Vocabulary(config.vocab_size))
+
+    def run(self, work: Work) -> None:
+        """Do the work once."""
+        options = GenerationOptions.from_layers({"max_new_tokens": work.new, "eos_token_id": NO_END, **work.options})
+        prompts = _prompts(work, self._engine.decoder.config.vocab_size).tolist()
+        for _ in self._engine.stream(prompts, options):
+            pass
+
+
+class Transformers(Contender):
+    """GPT2LMHeadModel.generate, eager or with a static cache and a compiled step."""
+
+    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, static: bool):
+        self.name = "transformers static" if static else "transformers"
+        self._static = {"cache_implementation": "static"} if static else {}
+        self._device = device
+        self._model = _random_transformers(config, device, dtype)
+
+    def run(self, work: Work) -> None:
+        """Do the work once."""
+        ids = _prompts(work, self._model.config.vocab_size).to(self._device)
+        lengths = {"max_new_tokens": work.new, "min_new_tokens": work.new}
+        self._model.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **self._static, **work.options)
+
+
+class _Vocabulary:
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+
+def release_memory() -> None:
+    """Give the memory of contenders that are gone back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _prompts(work: Work, vocab_size: int) -> torch.Tensor:
+    return torch.randint(4, vocab_size, (work.rows, work.prompt))
+
+
+def _random_transformers(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.positions, n_embd=config.width, n_layer=config.layers,
+        n_head=config.heads, activation_function="gelu_fast", bos_token_id=1, eos_token_id=NO_END, pad_token_id=0,
+        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(sizes)
+    model = model.to(dtype).to_empty(device=device)
+    model.tie_weights()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    return model.eval()

@@ -1,0 +1,81 @@
+"""Runs the benchmark's table and prints it while it grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from modelscope_polylm.app.bench.engines import Contender, Ours, Transformers, release_memory
+from modelscope_polylm.app.bench.measure import Measurement, measure, read_bandwidth
+from modelscope_polylm.app.bench.shapes import shape_config
+from modelscope_polylm.app.bench.works import WORKS, Work
+from modelscope_polylm.network.config import PolyLMConfig
+
+ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype], Contender]] = {
+    "polylm": Ours,
+    "transformers": lambda *arguments: Transformers(*arguments, static=False),
+    "transformers-static": lambda *arguments: Transformers(*arguments, static=True),
+}
+
+
+def bench(
+    shape: str = "13b",
+    device: str = "cuda",
+    dtype: str = "bfloat16",
+    engines: Sequence[str] = tuple(ENGINES),
+    works: Sequence[Work] = WORKS,
+    repeats: int = 3,
+    out: Path | None = None,
+) -> list[Measurement]:
+    """Measure every engine on every piece of work; a piece that fails is reported and the rest goes on.
+
+    Args:
+        shape: one of `shapes.SHAPES`, with random weights.
+        device, dtype: where and how the weights are kept.
+        engines: keys of `ENGINES`.
+        works: the rows of the table.
+        repeats: timed calls behind the warm-up call.
+        out: a JSON file for all figures.
+    """
+    config, target = shape_config(shape), torch.device(device)
+    limit_ms = config.parameters * getattr(torch, dtype).itemsize / read_bandwidth(target) * 1e3
+    print(
+        f"{shape} {dtype} on {_device_name(target)}, torch {torch.__version__}: weights are read in {limit_ms:.2f} ms"
+    )
+    results = []
+    for name in engines:
+        release_memory()
+        contender = ENGINES[name](config, target, getattr(torch, dtype))
+        for measurement in _measurements(contender, works, repeats):
+            results.append(measurement)
+            print(_line(measurement, limit_ms), flush=True)
+        del contender
+    if out is not None:
+        rows = [dataclasses.asdict(measurement) for measurement in results]
+        out.write_text(json.dumps({"device": _device_name(target), "limit_ms": limit_ms, "results": rows}, indent=1))
+    return results
+
+
+def _measurements(contender: Contender, works: Sequence[Work], repeats: int) -> Iterator[Measurement]:
+    for work in works:
+        try:
+            yield measure(contender, work, repeats)
+        except (RuntimeError, ValueError) as error:
+            print(f"{work.name:30} {contender.name:20} failed: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _line(measurement: Measurement, limit_ms: float) -> str:
+    fraction = f"{limit_ms / measurement.value:6.1%} of the limit" if measurement.unit == "ms/step" else ""
+    return (
+        f"{measurement.work:30} {measurement.engine:20} {measurement.value:9.2f} {measurement.unit:9} {fraction:20} "
+        f"first call {measurement.first_seconds:6.2f} s, peak {measurement.peak_bytes / 1e9:5.1f} GB"
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
