@@ -1,0 +1,1 @@
+"""Snapshots as files: found in a folder, in ModelScope's cache or on the hub."""

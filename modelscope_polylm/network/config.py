@@ -1,0 +1,125 @@
+"""The sizes of a PolyLM network, read from a snapshot's config.json and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from modelscope_polylm.errors import SnapshotError
+
+ARCHITECTURES = ("GPT2LMHeadModel", "PolyLMHeadModel")
+# gelu_fast, gelu_new and gelu_pytorch_tanh are three names of one function, the tanh approximation of GELU.
+ACTIVATIONS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
+# GPT2Config reads the second name as the first.
+SIZE_NAMES = {
+    "vocab_size": ("vocab_size",),
+    "positions": ("n_positions", "max_position_embeddings"),
+    "width": ("n_embd", "hidden_size"),
+    "layers": ("n_layer", "num_hidden_layers"),
+    "heads": ("n_head", "num_attention_heads"),
+}
+# What these keys must say, if they are there, for the network to be the one that PolyLM was trained as.
+FIXED_KEYS = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolyLMConfig:
+    """Sizes of a GPT-2 network: learned positions, tanh GELU, output tied to the embedding."""
+
+    vocab_size: int
+    positions: int
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    epsilon: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PolyLMConfig:
+        """Read the contents of a config.json with the names of transformers' GPT2Config.
+
+        Raises:
+            SnapshotError: names every problem: a network that is not GPT-2, or a size that is missing or impossible.
+        """
+        if not isinstance(values, Mapping):
+            raise SnapshotError(f"config.json holds a {type(values).__name__}, not an object with settings.")
+        problems = [*_identity_problems(values), *_variant_problems(values)]
+        sizes = {field: _size(values, names, problems) for field, names in SIZE_NAMES.items()}
+        inner = 4 * sizes["width"] if values.get("n_inner") is None else _size(values, ("n_inner",), problems)
+        epsilon = _epsilon(values, problems)
+        if sizes["heads"] and sizes["width"] % sizes["heads"]:
+            problems.append(f"n_embd {sizes['width']} cannot be divided among n_head {sizes['heads']} heads")
+        if problems:
+            raise SnapshotError("\n".join(f"config.json: {problem}." for problem in problems))
+        return cls(**sizes, inner=inner, epsilon=epsilon)
+
+    @property
+    def head_width(self) -> int:
+        """Numbers in one head's query, key or value."""
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers, the embedding counted once although it is also the output layer."""
+        attention = 4 * self.width * self.width + 4 * self.width
+        feed_forward = 2 * self.width * self.inner + self.inner + self.width
+        norms = 4 * self.width
+        return (self.vocab_size + self.positions + 2) * self.width + self.layers * (attention + feed_forward + norms)
+
+
+def _identity_problems(values: Mapping[str, Any]) -> list[str]:
+    architectures = values.get("architectures") or []
+    names = architectures if isinstance(architectures, list) else [architectures]
+    known = any(name in ARCHITECTURES for name in names)
+    model_type = values.get("model_type")
+    problems = []
+    if model_type != "gpt2" and not (model_type is None and known):
+        found = "does not say its model_type" if model_type is None else f"model_type is {model_type!r}"
+        problems.append(f"{found}; PolyLM is 'gpt2', so this is a snapshot of another model")
+    if names and not known:
+        problems.append(f"architectures is {names}; expected one of {', '.join(ARCHITECTURES)}")
+    return problems
+
+
+def _variant_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        problems.append(f"activation_function is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    for key, value in values.items():
+        if key == "position_embedding_type" and "absolute" not in str(value):
+            problems.append(f"{key} is {value!r}, but only GPT-2's learned positions are supported")
+        if ("rotary" in key or "rope" in key or "alibi" in key) and value:
+            problems.append(f"{key} is {value!r}, but only GPT-2's learned positions are supported")
+        if key in FIXED_KEYS and value not in (None, FIXED_KEYS[key]):
+            problems.append(f"{key} is {value!r}, but only {FIXED_KEYS[key]} is supported")
+    if values.get("quantization_config"):
+        problems.append("quantization_config is set, but only unquantized weights are supported")
+    return problems
+
+
+def _size(values: Mapping[str, Any], names: tuple[str, ...], problems: list[str]) -> int:
+    name = next((name for name in names if name in values), None)
+    if name is None:
+        problems.append(f"{names[0]} is missing")
+        return 0
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        problems.append(f"{name} is {value!r}, but must be a whole number of at least 1")
+        return 0
+    return value
+
+
+def _epsilon(values: Mapping[str, Any], problems: list[str]) -> float:
+    value = values.get("layer_norm_epsilon", 1e-5)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        problems.append(f"layer_norm_epsilon is {value!r}, but must be a number greater than 0")
+        return 0.0
+    return float(value)

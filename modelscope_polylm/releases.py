@@ -1,0 +1,178 @@
+"""The published PolyLM releases as data: where they are, how they are prompted, how their examples generate.
+
+Sources: the model cards and the PolyLM tests of ModelScope (`tests/pipelines/test_polylm_text_generation.py`), and
+the model listings of the owners `damo` (ModelScope) and `DAMO-NLP-MT` (Hugging Face).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Literal
+
+EOS_TOKEN_ID = 2
+
+# The settings of the published examples, in the option names of transformers' `generate`.
+BEAM_SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 4,
+    "early_stopping": True,
+    "max_new_tokens": 128,
+    "eos_token_id": EOS_TOKEN_ID,
+}
+MULTIALPACA_SAMPLING: Mapping[str, Any] = {
+    "do_sample": True,
+    "num_beams": 1,
+    "top_p": 0.8,
+    "temperature": 0.7,
+    "repetition_penalty": 1.02,
+    "max_length": 1024,
+    "eos_token_id": EOS_TOKEN_ID,
+}
+ECOMM_SAMPLING: Mapping[str, Any] = {
+    "do_sample": True,
+    "num_beams": 1,
+    "top_p": 0.9,
+    "temperature": 1.0,
+    "repetition_penalty": 1.02,
+    "max_new_tokens": 128,
+    "eos_token_id": EOS_TOKEN_ID,
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published model.
+
+    Attributes:
+        name: the short name, as in `polylm generate --model assistant-13b`.
+        model_id: the id on ModelScope.
+        revision: the tag to download, None where the default branch is meant.
+        hf_id: the id on Hugging Face, None where there is none.
+        kind: what it was trained for; a base model knows no chat.
+        prompt_format: key of `text.prompts.FORMATS`.
+        generation: default options, under the names of transformers' `generate`.
+        layers, heads, width: size of the network.
+        aliases: further hub ids of the same model.
+    """
+
+    name: str
+    model_id: str
+    revision: str | None
+    hf_id: str | None
+    kind: Literal["base", "instruct", "chat"]
+    prompt_format: str
+    generation: Mapping[str, Any] = field(hash=False)
+    layers: int
+    heads: int
+    width: int
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def repository_names(self) -> frozenset[str]:
+        """The names of its repositories without their owners, in lower case."""
+        ids = (self.model_id, self.hf_id, *self.aliases)
+        return frozenset(hub_id.rpartition("/")[2].lower() for hub_id in ids if hub_id)
+
+
+RELEASES: dict[str, Release] = {
+    release.name: release
+    for release in (
+        Release(
+            name="tiny",
+            model_id="polylm-tiny",
+            revision=None,
+            hf_id=None,
+            kind="chat",
+            prompt_format="assistant",
+            generation=dict(BEAM_SEARCH),
+            layers=4,
+            heads=2,
+            width=256,
+        ),
+        Release(
+            name="1.7b",
+            model_id="damo/nlp_polylm_1b7_text_generation",
+            revision=None,
+            hf_id="DAMO-NLP-MT/polylm-1.7b",
+            kind="base",
+            prompt_format="base",
+            generation=dict(BEAM_SEARCH),
+            layers=24,
+            heads=16,
+            width=2048,
+        ),
+        Release(
+            name="13b",
+            model_id="damo/nlp_polylm_13b_text_generation",
+            revision="v1.0.3",
+            hf_id="DAMO-NLP-MT/polylm-13b",
+            kind="base",
+            prompt_format="base",
+            generation=dict(BEAM_SEARCH),
+            layers=40,
+            heads=40,
+            width=5120,
+            aliases=("DAMO-NLP-MT/polylm-13b-fine-grained-shards",),
+        ),
+        Release(
+            name="multialpaca-13b",
+            model_id="damo/nlp_polylm_multialpaca_13b_text_generation",
+            revision="v1.0.0",
+            hf_id="DAMO-NLP-MT/polylm-multialpaca-13b",
+            kind="instruct",
+            prompt_format="multialpaca",
+            generation=dict(MULTIALPACA_SAMPLING),
+            layers=40,
+            heads=40,
+            width=5120,
+        ),
+        Release(
+            name="assistant-13b",
+            model_id="damo/nlp_polylm_assistant_13b_text_generation",
+            revision="v1.0.0",
+            hf_id="DAMO-NLP-MT/polylm-chat-13b",
+            kind="chat",
+            prompt_format="assistant",
+            generation=dict(BEAM_SEARCH),
+            layers=40,
+            heads=40,
+            width=5120,
+        ),
+        Release(
+            name="ecomm-13b",
+            model_id="damo/nlp_polylm_multialpaca_13b_text_generation_ecomm",
+            revision=None,
+            hf_id=None,
+            kind="instruct",
+            prompt_format="ecomm",
+            generation=dict(ECOMM_SAMPLING),
+            layers=40,
+            heads=40,
+            width=5120,
+        ),
+    )
+}
+
+
+def find_release(name_or_model_id: str) -> Release | None:
+    """The release that a short name, a hub id or a folder stands for, or None.
+
+    A folder is recognised by the name that the hub gave it: `.../nlp_polylm_13b_text_generation` as well as the cache
+    folders `damo--nlp_polylm_13b_text_generation/snapshots/v1.0.3` and `models--DAMO-NLP-MT--polylm-13b/snapshots/...`.
+    """
+    given = str(name_or_model_id).strip()
+    if given.lower() in RELEASES:
+        return RELEASES[given.lower()]
+    repository = _repository_name(given)
+    return next((release for release in RELEASES.values() if repository in release.repository_names), None)
+
+
+def _repository_name(path: str) -> str:
+    parts = PurePath(path.replace("\\", "/")).parts
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        parts = parts[:-2]
+    name = parts[-1] if parts else ""
+    # ModelScope's older caches write a dot as three underscores.
+    return name.rpartition("--")[2].replace("___", ".").lower()

@@ -1,0 +1,138 @@
+"""A model folder, opened and checked as a whole: sizes, tokenizer, weights, release, prompt format, default options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modelscope_polylm.default_options import default_options
+from modelscope_polylm.errors import OptionError, SnapshotError
+from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.weights import WeightFiles
+from modelscope_polylm.releases import RELEASES, Release, find_release
+from modelscope_polylm.text.prompts import FORMATS, PromptFormat
+from modelscope_polylm.text.tokenizer import PolyLMTokenizer
+
+Part = TypeVar("Part")
+
+WHAT_A_SNAPSHOT_IS = (
+    "A PolyLM snapshot is a folder with config.json, tokenizer.model and pytorch_model*.bin or model*.safetensors. "
+    "Download one with `modelscope download --model damo/nlp_polylm_assistant_13b_text_generation --revision v1.0.0`."
+)
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """An opened model folder. Its weights are still on disk.
+
+    Attributes:
+        release: the published release that it is, None where that is unknown.
+        prompt_format: how messages become a prompt.
+        generation: default generation options under transformers' names, the end token corrected.
+    """
+
+    folder: Path
+    config: PolyLMConfig
+    tokenizer: PolyLMTokenizer
+    weight_files: WeightFiles
+    release: Release | None
+    prompt_format: PromptFormat
+    generation: dict[str, Any]
+
+
+def open_snapshot(folder: str | Path, prompt_format: str | None = None, release: str | None = None) -> Snapshot:
+    """Open a model folder and check all of it, reading no more of the weights than their headers.
+
+    Args:
+        folder: a folder with config.json, tokenizer.model and weights.
+        prompt_format: a name in `text.prompts.FORMATS`; what configuration.json or the release says if None.
+        release: a name in `releases.RELEASES`; what configuration.json or the folder's name says if None.
+
+    Raises:
+        SnapshotError: every problem of the folder, a line each.
+        OptionError: `prompt_format` or `release` is unknown.
+    """
+    folder = Path(folder).expanduser()
+    _check_argument("release", release, RELEASES)
+    _check_argument("prompt_format", prompt_format, FORMATS)
+    _check_folder(folder)
+    problems: list[str] = []
+    config = _try(lambda: PolyLMConfig.from_dict(_read_json(folder / "config.json")), problems)
+    tokenizer = _try(lambda: PolyLMTokenizer.from_pretrained(folder), problems)
+    weight_files = WeightFiles(folder)
+    problems += weight_files.problems(config) if config else weight_files.file_problems()
+    problems += _vocabulary_problems(config, tokenizer)
+    named = _try(lambda: _read_names(folder), problems) or {}
+    generation_config = _try(lambda: _read_object(folder / "generation_config.json"), problems) or {}
+    if problems or config is None or tokenizer is None:
+        raise SnapshotError("\n".join([f"The snapshot in {folder} cannot be used:", *problems]))
+    found = _find_release(folder, release or named.get("release"))
+    format_name = prompt_format or named.get("prompt_format") or (found.prompt_format if found else "base")
+    generation = default_options(found, generation_config, tokenizer, config)
+    return Snapshot(folder, config, tokenizer, weight_files, found, FORMATS[format_name], generation)
+
+
+def _check_argument(name: str, value: str | None, known: Any) -> None:
+    if value is not None and (not isinstance(value, str) or value not in known):
+        raise OptionError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}.")
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise SnapshotError(f"{folder} {found}. {WHAT_A_SNAPSHOT_IS}")
+    if not (folder / "config.json").is_file():
+        raise SnapshotError(f"{folder} has no config.json, so it is not a PolyLM snapshot. {WHAT_A_SNAPSHOT_IS}")
+
+
+def _try(read: Callable[[], Part], problems: list[str]) -> Part | None:
+    try:
+        return read()
+    except SnapshotError as error:
+        problems.extend(str(error).splitlines())
+        return None
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SnapshotError(f"{file.name} cannot be read ({error}): download the snapshot again.") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    value = _read_json(file) if file.is_file() else {}
+    if not isinstance(value, dict):
+        raise SnapshotError(f"{file.name} holds a {type(value).__name__}, not an object with settings.")
+    return value
+
+
+def _read_names(folder: Path) -> dict[str, str]:
+    """The optional keys `release` and `prompt_format` of configuration.json, checked."""
+    configuration = _read_object(folder / "configuration.json")
+    names: dict[str, str] = {}
+    for key, known in (("release", tuple(RELEASES)), ("prompt_format", tuple(FORMATS))):
+        value = configuration.get(key)
+        if value is not None and value not in known:
+            raise SnapshotError(f"configuration.json: {key} {value!r} is unknown; known are {', '.join(known)}.")
+        if value is not None:
+            names[key] = value
+    return names
+
+
+def _vocabulary_problems(config: PolyLMConfig | None, tokenizer: PolyLMTokenizer | None) -> list[str]:
+    if config is None or tokenizer is None or config.vocab_size >= tokenizer.vocab_size:
+        return []
+    return [
+        f"config.json: vocab_size {config.vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
+        "tokenizer.model: the two belong to different models."
+    ]
+
+
+def _find_release(folder: Path, name: str | None) -> Release | None:
+    if name is not None:
+        return RELEASES[name]
+    return find_release(str(folder)) or find_release(str(folder.resolve()))

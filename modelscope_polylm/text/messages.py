@@ -1,0 +1,108 @@
+"""Conversations, and what is wrong with one."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from modelscope_polylm.errors import InputError
+from modelscope_polylm.text.prompt_formats import FORMATS, PromptFormat
+
+USER, ASSISTANT = "user", "assistant"
+
+
+class Message(TypedDict):
+    """One turn of a conversation: `role` is 'user' or 'assistant'."""
+
+    role: str
+    content: str
+
+
+def check_messages(
+    messages: object, allow_role_markers: bool = False, format: PromptFormat | None = None
+) -> list[Message]:
+    """The conversation, checked: user and assistant in turn, the user first and last.
+
+    Args:
+        messages: a list of mappings with `role` and `content`.
+        allow_role_markers: let role markers inside a content through; they can forge a turn.
+        format: the release's format; None knows no release and refuses the markers of all formats.
+
+    Raises:
+        InputError: names the message and what is wrong with it.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise InputError(f"messages must be a list of {{'role': ..., 'content': ...}}, not {messages!r:.80}.")
+    if not messages:
+        raise InputError("messages is empty: give at least one {'role': 'user', 'content': ...}.")
+    checked = [_checked_message(message, index) for index, message in enumerate(messages)]
+    _check_order(checked)
+    if format is not None:
+        check_turns(checked, format)
+    if not allow_role_markers:
+        _check_markers(checked, [format] if format is not None else FORMATS.values())
+    return checked
+
+
+def check_turns(messages: Sequence[Message], format: PromptFormat) -> None:
+    """Raise InputError for several messages in a format that has no text for them."""
+    if len(messages) > 1 and format.earlier_turn is None:
+        kind = "The base release has no chat format" if format.name == "base" else f"{format.name!r} has no chat format"
+        raise InputError(
+            f"{kind} for {len(messages)} messages: give one user message, or use the assistant release to converse."
+        )
+
+
+def _checked_message(message: object, index: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise InputError(f"messages[{index}] must be {{'role': ..., 'content': ...}}, not {message!r:.80}.")
+    role, content = message.get("role"), message.get("content")
+    if role == "system":
+        raise InputError(
+            f"messages[{index}] has the role 'system', which PolyLM was not trained with: put its text at the start of "
+            "the first user message."
+        )
+    if role not in (USER, ASSISTANT):
+        raise InputError(f"messages[{index}] has the role {role!r:.80}: use 'user' or 'assistant'.")
+    _check_content(content, role, index)
+    return Message(role=role, content=str(content))
+
+
+def _check_content(content: Any, role: str, index: int) -> None:
+    if not isinstance(content, str):
+        raise InputError(f"messages[{index}] needs a 'content' of type str, not {content!r:.80}.")
+    # A model may have answered nothing, so an empty answer is a valid part of a history.
+    if role == USER and not content.strip():
+        raise InputError(f"messages[{index}] has an empty content {content!r:.80}: give the user's text.")
+
+
+def _check_order(messages: Sequence[Message]) -> None:
+    for index, message in enumerate(messages):
+        expected = ASSISTANT if index % 2 else USER
+        if message["role"] != expected:
+            raise InputError(
+                f"messages[{index}] has the role {message['role']!r} where {expected!r} is expected: "
+                "user and assistant take turns, and the user begins."
+            )
+    if len(messages) % 2 == 0:
+        raise InputError("messages ends with the assistant: end with the user message to be answered.")
+
+
+def _check_markers(messages: Sequence[Message], formats: Iterable[PromptFormat]) -> None:
+    markers = [marker for format in formats for marker in format.role_markers]
+    for index, message in enumerate(messages):
+        plain = _plain(message["content"])
+        for marker in markers:
+            if marker.lower() in plain:
+                raise InputError(
+                    f"messages[{index}] contains the role marker {marker!r}, which could forge a turn: remove it, or "
+                    "pass allow_role_markers=True if you trust the text."
+                )
+
+
+def _plain(text: str) -> str:
+    # A tokenizer's normalizer may fold wide letters, drop invisible characters and join spaces, and so make a marker.
+    folded = unicodedata.normalize("NFKC", text)
+    visible = (character for character in folded if character.isspace() or unicodedata.category(character)[0] != "C")
+    return " ".join("".join(visible).lower().split())

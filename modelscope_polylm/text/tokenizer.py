@@ -1,0 +1,196 @@
+"""PolyLM's tokenizer: exactly what SentencePiece makes of a text, with no second opinion."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from modelscope_polylm.errors import InputError, SnapshotError
+from modelscope_polylm.text.model_file import has_denormalizer, missing_sections, with_control_pieces
+
+FILE_NAME = "tokenizer.model"
+WORD_START = "\u2581"
+
+
+class PolyLMTokenizer:
+    """Text to token ids and back, for any SentencePiece model file. Safe to use from several threads.
+
+    `encode` is `SentencePieceProcessor.encode`: no token is added, and text is only text. A model file may declare
+    `</s>` or `<s>` as a user-defined piece, which SentencePiece finds in text; here such a piece is never encoded to.
+    `decode` is `SentencePieceProcessor.decode`.
+
+    Attributes:
+        vocab_size: number of pieces; ids are 0 to vocab_size - 1.
+        eos_token_id, unk_token_id: ids of the end and the unknown piece.
+        bos_token_id: id of the start piece, None where there is none.
+        special_ids: ids of the control and unknown pieces.
+        anchor_id: a piece with visible text that stands for any text before the ids that follow it; None where decoded
+            text depends on what follows, because the model has denormalizer rules.
+        processor: the SentencePieceProcessor that decodes.
+    """
+
+    def __init__(self, model_file: str | Path) -> None:
+        """Load a model file.
+
+        Raises:
+            SnapshotError: the file is missing, unreadable, cut off, or without an end piece.
+        """
+        self.model_file = Path(model_file)
+        model = _read(self.model_file)
+        self.processor: Any = _load(model, self.model_file)
+        self.vocab_size: int = self.processor.get_piece_size()
+        self.unk_token_id: int = self.processor.unk_id()
+        self.bos_token_id = self._piece_id("<s>", self.processor.bos_id())
+        self.eos_token_id = self._required_end_id()
+        self.special_ids = self._find_special_ids()
+        self._byte_values = self._find_byte_values()
+        # Two processors: text must not become a special id, but ids are decoded as the file says.
+        matchable = {token for token in self.special_ids if not self._is_hidden(token)}
+        self._encoder = _load(with_control_pieces(model, matchable), self.model_file) if matchable else self.processor
+        self.anchor_id = None if has_denormalizer(model) else self._find_anchor()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> PolyLMTokenizer:
+        """Load `tokenizer.model` of a snapshot folder. Raises SnapshotError where it is missing or broken."""
+        return cls(Path(folder) / FILE_NAME)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text: exactly those of SentencePiece.
+
+        Raises:
+            InputError: not a str, a lone surrogate, or a text that SentencePiece cannot take.
+        """
+        check_text(text)
+        try:
+            ids: list[int] = self._encoder.encode(text)
+        except Exception as error:
+            raise InputError(f"SentencePiece cannot encode this text of {len(text)} characters: {error}") from error
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of token ids: exactly that of SentencePiece.
+
+        Args:
+            ids: whole numbers from 0 to vocab_size - 1.
+            skip_special_tokens: drop control and unknown ids first, as transformers 4.31's slow LlamaTokenizer did.
+
+        Raises:
+            InputError: an id that is no whole number or out of range.
+        """
+        checked = self.checked_ids(ids)
+        if skip_special_tokens:
+            checked = [token for token in checked if token not in self.special_ids]
+        text: str = self.processor.decode(checked) if checked else ""
+        return text
+
+    def checked_ids(self, ids: Iterable[int]) -> list[int]:
+        """The ids as a list of int. Raises InputError where one is no whole number or out of range."""
+        if isinstance(ids, (str, bytes, bytearray)) or not isinstance(ids, Iterable):
+            raise InputError(f"Token ids must be a sequence of whole numbers, not {ids!r:.80}.")
+        return [self._checked_id(token, f" at position {position}") for position, token in enumerate(ids)]
+
+    def id_to_piece(self, token: int) -> str:
+        """The piece as the model file has it, with U+2581 for a space. Raises InputError for an id out of range."""
+        piece: str = self.processor.id_to_piece(self._checked_id(token))
+        return piece
+
+    def piece_bytes(self, token: int) -> bytes | None:
+        """The UTF-8 bytes that an id adds to a text, one byte for a byte piece; None for control and unknown pieces.
+
+        Raises:
+            InputError: an id out of range.
+        """
+        token = self._checked_id(token)
+        if token in self.special_ids:
+            return None
+        if token in self._byte_values:
+            return bytes([self._byte_values[token]])
+        return self.id_to_piece(token).replace(WORD_START, " ").encode()
+
+    def byte_value(self, token: int) -> int | None:
+        """The byte that a byte piece such as `<0x0A>` stands for, None for every other piece."""
+        return self._byte_values.get(token)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def _checked_id(self, token: Any, where: str = "") -> int:
+        try:
+            number = operator.index(token)
+        except TypeError:
+            raise InputError(f"Token id {token!r:.80}{where} is not a whole number.") from None
+        if isinstance(token, bool) or not 0 <= number < self.vocab_size:
+            raise InputError(f"Token id {token!r:.80}{where} is not one of the tokenizer's 0 to {self.vocab_size - 1}.")
+        return number
+
+    def _piece_id(self, piece: str, declared: int) -> int | None:
+        found: int = self.processor.piece_to_id(piece)
+        if self.processor.id_to_piece(found) == piece:
+            return found
+        return declared if declared >= 0 else None
+
+    def _required_end_id(self) -> int:
+        end = self._piece_id("</s>", self.processor.eos_id())
+        if end is None:
+            raise SnapshotError(f"{self.model_file} has no end piece </s>: it is no PolyLM tokenizer.")
+        return end
+
+    def _find_special_ids(self) -> frozenset[int]:
+        is_control = self.processor.is_control
+        named = (self.unk_token_id, self.bos_token_id, self.eos_token_id)
+        controls = (token for token in range(self.vocab_size) if is_control(token))
+        return frozenset(controls) | frozenset(token for token in named if token is not None)
+
+    def _find_byte_values(self) -> dict[int, int]:
+        ids = ((self.processor.piece_to_id(f"<0x{value:02X}>"), value) for value in range(256))
+        return {token: value for token, value in ids if self.processor.is_byte(token)}
+
+    def _is_hidden(self, token: int) -> bool:
+        return bool(self.processor.is_control(token) or self.processor.is_unknown(token))
+
+    def _find_anchor(self) -> int | None:
+        invisible = self.special_ids | self._byte_values.keys()
+        candidates = (token for token in range(self.vocab_size) if token not in invisible)
+        return next((token for token in candidates if self.processor.decode([token])), None)
+
+
+def check_text(text: object) -> None:
+    """Raise InputError unless `text` is a str that can be written as UTF-8."""
+    if not isinstance(text, str):
+        hint = " Decode it first, as in text.decode('utf-8')." if isinstance(text, (bytes, bytearray)) else ""
+        raise InputError(f"The text must be a str, not {type(text).__name__}: {text!r:.80}.{hint}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
+            "character: read the text with its right encoding, or remove it."
+        ) from None
+
+
+def _read(model_file: Path) -> bytes:
+    try:
+        model = model_file.read_bytes()
+    except OSError as error:
+        raise SnapshotError(
+            f"The tokenizer {model_file} cannot be read ({error.strerror}): a PolyLM snapshot needs its {FILE_NAME}."
+        ) from error
+    if model.startswith(b"version https://git-lfs"):
+        raise SnapshotError(f"{model_file} is only a Git LFS pointer: fetch the file itself with `git lfs pull`.")
+    return model
+
+
+def _load(model: bytes, model_file: Path) -> Any:
+    processor = sentencepiece.SentencePieceProcessor()
+    advice = "It is damaged or not a SentencePiece model: download it again."
+    try:
+        processor.LoadFromSerializedProto(model)
+    except Exception as error:
+        raise SnapshotError(f"SentencePiece cannot load {model_file} ({len(model)} bytes): {error} {advice}") from error
+    if missing := missing_sections(model):
+        raise SnapshotError(f"{model_file} ({len(model)} bytes) has no {' and no '.join(missing)}. {advice}")
+    return processor

@@ -1,0 +1,130 @@
+"""config.json becomes a PolyLMConfig, or one error that names all that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.errors import SnapshotError
+from modelscope_polylm.network.config import PolyLMConfig
+
+# What the published snapshots say.
+PUBLISHED: dict[str, Any] = {
+    "activation_function": "gelu_fast",
+    "architectures": ["GPT2LMHeadModel"],
+    "bos_token_id": 255999,
+    "eos_token_id": 255999,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_embd": 2048,
+    "n_head": 16,
+    "n_inner": None,
+    "n_layer": 24,
+    "n_positions": 2048,
+    "scale_attn_weights": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 256000,
+}
+BASE_13B = {
+    **PUBLISHED,
+    "architectures": ["PolyLMHeadModel"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_polylm.PolyLMHeadModel"},
+    "n_embd": 5120,
+    "n_head": 40,
+    "n_layer": 40,
+}
+
+
+@pytest.mark.parametrize(("values", "parameters"), [(PUBLISHED, 1_737_084_928), (BASE_13B, 13_906_790_400)])
+def test_published_sizes(values: dict[str, Any], parameters: int) -> None:
+    config = PolyLMConfig.from_dict(values)
+    assert config.parameters == parameters
+    assert config.head_width == 128
+    assert config.inner == 4 * config.width
+    assert config.epsilon == 1e-5
+
+
+def test_random_snapshot(random_snapshot: Path) -> None:
+    config = PolyLMConfig.from_dict(json.loads((random_snapshot / "config.json").read_text()))
+    assert config == PolyLMConfig(512, 256, 256, 2, 2, 1024, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation_function": "gelu_new"},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"n_inner": 4096},
+        {"architectures": None},
+        {"architectures": ["PolyLMHeadModel"], "model_type": None},
+        {"rotary_dim": None, "tie_word_embeddings": True, "position_embedding_type": "learned_absolute"},
+        {"some_key_of_a_later_version": [1, 2]},
+        {"layer_norm_epsilon": 1},
+    ],
+)
+def test_accepted(change: dict[str, Any]) -> None:
+    config = PolyLMConfig.from_dict({**PUBLISHED, **change})
+    assert config.inner == (change.get("n_inner") or 8192)
+
+
+def test_names_of_the_config_class() -> None:
+    renamed = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings"}
+    values = {renamed.get(name, name): value for name, value in PUBLISHED.items()}
+    assert PolyLMConfig.from_dict(values) == PolyLMConfig.from_dict(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'; PolyLM is 'gpt2'"),
+        ({"model_type": None, "architectures": []}, "does not say its model_type"),
+        ({"architectures": ["GPT2ForSequenceClassification"]}, "architectures is ['GPT2ForSequenceClassification']"),
+        ({"architectures": 5}, "architectures is [5]"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'; expected one of gelu_fast"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
+        ({"rotary_dim": 64}, "rotary_dim is 64, but only GPT-2's learned positions"),
+        ({"rope_theta": 10000.0}, "rope_theta is 10000.0"),
+        ({"position_embedding_type": "rotary"}, "position_embedding_type is 'rotary'"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False, but only True"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
+        ({"n_embd": 0}, "n_embd is 0, but must be a whole number"),
+        ({"n_layer": -1}, "n_layer is -1"),
+        ({"n_layer": True}, "n_layer is True"),
+        ({"n_positions": 2048.0}, "n_positions is 2048.0"),
+        ({"vocab_size": "256000"}, "vocab_size is '256000'"),
+        ({"n_inner": "large"}, "n_inner is 'large'"),
+        ({"n_head": 15}, "n_embd 2048 cannot be divided among n_head 15 heads"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0, but must be a number greater than 0"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+    ],
+)
+def test_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnapshotError) as error:
+        PolyLMConfig.from_dict({**PUBLISHED, **change})
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"])
+def test_missing_size(name: str) -> None:
+    with pytest.raises(SnapshotError, match=f"^config.json: {name} is missing.$"):
+        PolyLMConfig.from_dict({key: value for key, value in PUBLISHED.items() if key != name})
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(SnapshotError) as error:
+        PolyLMConfig.from_dict({"model_type": "bert", "n_head": "x"})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("config.json: ") for line in lines)
+
+
+@pytest.mark.parametrize("values", [None, [], "gpt2", 5])
+def test_not_an_object(values: Any) -> None:
+    with pytest.raises(SnapshotError, match="not an object with settings"):
+        PolyLMConfig.from_dict(values)

@@ -1,0 +1,137 @@
+"""Weights of every published layout load to the same tensors, with no more memory than they need."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from modelscope_polylm.network.weights import PROJECTION, WeightFiles, declared_shapes
+from tests.snapshots import LAYOUTS, build_snapshot, checkpoint_tensors, random_model, read_config, write_weights
+
+CPU = torch.device("cpu")
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    return WeightFiles(folder).load(read_config(folder), CPU, dtype)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    """The tensors of `build_snapshot`'s model, projections turned."""
+    state = random_model().transformer.state_dict()
+    return {name: tensor.t() if PROJECTION.fullmatch(name) else tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tmp_path: Path, expected: dict[str, Tensor], layout: str, dtype: torch.dtype, prefix: str) -> None:
+    folder = build_snapshot(tmp_path, layout, dtype, prefix=prefix)
+    loaded = load(folder)
+    assert {name: tuple(tensor.shape) for name, tensor in loaded.items()} == declared_shapes(read_config(folder))
+    for name, tensor in loaded.items():
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        assert torch.equal(tensor, expected[name].to(dtype).float()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_target_dtype(random_snapshot: Path, expected: dict[str, Tensor], dtype: torch.dtype) -> None:
+    for name, tensor in load(random_snapshot, dtype).items():
+        assert torch.equal(tensor, expected[name].to(dtype)), name
+
+
+def test_older_pickle(random_snapshot: Path, tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    tensors = torch.load(random_snapshot / "pytorch_model.bin", weights_only=True)
+    (tmp_path / "config.json").write_text((random_snapshot / "config.json").read_text())
+    torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load(tmp_path).items())
+
+
+@pytest.mark.parametrize("layout", ["bin", "safetensors-sharded"])
+def test_linear_layout_is_not_turned(tmp_path: Path, expected: dict[str, Tensor], layout: str) -> None:
+    folder = build_snapshot(tmp_path, layout)
+    body = {f"transformer.{name}": tensor.contiguous() for name, tensor in expected.items()}
+    write_weights(folder, layout, body)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load(folder).items())
+
+
+def test_safetensors_are_preferred(tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    build_snapshot(tmp_path, "bin-sharded", seed=1)
+    build_snapshot(tmp_path, "safetensors")
+    assert torch.equal(load(tmp_path)["wte.weight"], expected["wte.weight"])
+
+
+def test_weights_outlive_their_file(tmp_path: Path, expected: dict[str, Tensor]) -> None:
+    folder = build_snapshot(tmp_path, "safetensors")
+    loaded = load(folder)
+    (folder / "model.safetensors").write_bytes(b"\0" * (folder / "model.safetensors").stat().st_size)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
+@pytest.mark.parametrize("layout", ["bin", "bin-sharded"])
+def test_equal_head_is_dropped_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture, layout: str) -> None:
+    folder = build_snapshot(tmp_path, layout, torch.bfloat16)
+    with caplog.at_level(logging.WARNING, "modelscope_polylm"):
+        assert "lm_head.weight" not in load(folder)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("wrong", ["value", "shape"])
+def test_different_head_is_dropped_with_a_warning(
+    tmp_path: Path, expected: dict[str, Tensor], caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
+    folder = build_snapshot(tmp_path, "bin-sharded")
+    tensors = checkpoint_tensors(random_model(), torch.float32, head=True)
+    tensors["lm_head.weight"][-1, -1] += 1.0
+    if wrong == "shape":
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1].clone()
+    write_weights(folder, "bin-sharded", tensors)
+    assert torch.equal(load(folder)["wte.weight"], expected["wte.weight"])
+    assert "lm_head.weight differs from wte.weight" in caplog.text
+
+
+@pytest.fixture
+def large_folder() -> Iterator[Path]:
+    """A folder that is deleted at once, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+MEASURE_PEAK = """
+import json, sys, torch
+from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.weights import WeightFiles
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+config = PolyLMConfig.from_dict(json.load(open(sys.argv[1] + "/config.json")))
+torch.zeros(1).to(torch.bfloat16)
+before = peak()
+weights = WeightFiles(sys.argv[1]).load(config, torch.device("cpu"), torch.bfloat16)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("layout", ["bin-sharded", "safetensors-sharded"])
+def test_peak_memory_is_the_result_and_one_shard(large_folder: Path, layout: str) -> None:
+    folder = build_snapshot(large_folder, layout, vocab_size=4096, width=768, heads=6, layers=6, shards=6)
+    files = [path.stat().st_size for path in folder.iterdir() if path.suffix in (".bin", ".safetensors")]
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE_PEAK, str(folder)], capture_output=True, text=True, check=True, timeout=120
+    )
+    result = 2 * read_config(folder).parameters
+    assert sum(files) > 170e6
+    # 15 MB for what the readers themselves need; all shards at once would be over by more than 100 MB.
+    assert int(run.stdout) < result + max(files) + 15e6

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from modelscope_polylm.releases import RELEASES, find_release
+from modelscope_polylm.text.prompts import FORMATS
+
+FOUND = [
+    ("tiny", "tiny"),
+    ("polylm-tiny", "tiny"),
+    ("1.7b", "1.7b"),
+    ("13B", "13b"),
+    ("assistant-13b", "assistant-13b"),
+    ("damo/nlp_polylm_1b7_text_generation", "1.7b"),
+    ("damo/nlp_polylm_13b_text_generation", "13b"),
+    ("damo/nlp_polylm_multialpaca_13b_text_generation", "multialpaca-13b"),
+    ("damo/nlp_polylm_assistant_13b_text_generation", "assistant-13b"),
+    ("damo/nlp_polylm_multialpaca_13b_text_generation_ecomm", "ecomm-13b"),
+    ("iic/nlp_polylm_assistant_13b_text_generation", "assistant-13b"),
+    ("DAMO-NLP-MT/polylm-1.7b", "1.7b"),
+    ("DAMO-NLP-MT/polylm-13b", "13b"),
+    ("DAMO-NLP-MT/polylm-13b-fine-grained-shards", "13b"),
+    ("DAMO-NLP-MT/polylm-multialpaca-13b", "multialpaca-13b"),
+    ("DAMO-NLP-MT/polylm-chat-13b", "assistant-13b"),
+    ("/models/nlp_polylm_assistant_13b_text_generation", "assistant-13b"),
+    ("/models/nlp_polylm_assistant_13b_text_generation/", "assistant-13b"),
+    ("/c/hub/damo/nlp_polylm_13b_text_generation", "13b"),
+    ("/c/models/damo--nlp_polylm_multialpaca_13b_text_generation/snapshots/v1.0.0", "multialpaca-13b"),
+    ("/c/hub/models--DAMO-NLP-MT--polylm-1.7b/snapshots/0a1b2c", "1.7b"),
+    ("/c/hub/DAMO-NLP-MT/polylm-1___7b", "1.7b"),
+    (r"C:\models\damo\nlp_polylm_1b7_text_generation", "1.7b"),
+]
+NOT_FOUND = ["", "/", ".", "gpt2", "damo/nlp_polylm_7b", "/data/13b", "/data/tiny", "nlp_polylm_13b_text_generation_2"]
+
+
+@pytest.mark.parametrize(("given", "name"), FOUND)
+def test_found(given: str, name: str) -> None:
+    assert find_release(given) is RELEASES[name]
+
+
+@pytest.mark.parametrize("given", NOT_FOUND)
+def test_not_found(given: str) -> None:
+    assert find_release(given) is None
+
+
+def test_names_and_ids_are_unique() -> None:
+    assert list(RELEASES) == ["tiny", "1.7b", "13b", "multialpaca-13b", "assistant-13b", "ecomm-13b"]
+    names = [name for release in RELEASES.values() for name in release.repository_names]
+    assert len(names) == len(set(names)) == 11
+    assert all(release.prompt_format in FORMATS for release in RELEASES.values())
+
+
+@pytest.mark.parametrize("name", ["tiny", "1.7b", "13b", "assistant-13b"])
+def test_published_beam_search(name: str) -> None:
+    assert RELEASES[name].generation == {
+        "do_sample": False,
+        "num_beams": 4,
+        "early_stopping": True,
+        "max_new_tokens": 128,
+        "eos_token_id": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("multialpaca-13b", {"top_p": 0.8, "temperature": 0.7, "max_length": 1024}),
+        ("ecomm-13b", {"top_p": 0.9, "temperature": 1.0, "max_new_tokens": 128}),
+    ],
+)
+def test_published_sampling(name: str, settings: dict[str, float]) -> None:
+    common = {"do_sample": True, "num_beams": 1, "repetition_penalty": 1.02, "eos_token_id": 2}
+    assert RELEASES[name].generation == {**common, **settings}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "kind", "size"),
+    [
+        ("1.7b", None, "base", (24, 16, 2048)),
+        ("13b", "v1.0.3", "base", (40, 40, 5120)),
+        ("multialpaca-13b", "v1.0.0", "instruct", (40, 40, 5120)),
+        ("assistant-13b", "v1.0.0", "chat", (40, 40, 5120)),
+        ("ecomm-13b", None, "instruct", (40, 40, 5120)),
+    ],
+)
+def test_published_facts(name: str, revision: str | None, kind: str, size: tuple[int, int, int]) -> None:
+    release = RELEASES[name]
+    assert (release.revision, release.kind) == (revision, kind)
+    assert (release.layers, release.heads, release.width) == size
+
+
+def test_releases_are_hashable_and_defaults_are_not_shared() -> None:
+    assert len(set(RELEASES.values())) == 6
+    assert len({id(release.generation) for release in RELEASES.values()}) == 6
