@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 import torch
 
 from modelscope_polylm.backends.base import Answer, Backend, Update
+from modelscope_polylm.backends.plausibility import check_plausibility
 from modelscope_polylm.generation.engine import Engine, check_native
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.network.gpt2 import Decoder
@@ -27,7 +28,9 @@ class NativeBackend(Backend):
     def __init__(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype):
         self.config, self.device, self.dtype = snapshot.config, device, dtype
         weights = snapshot.weight_files.load(snapshot.config, device, dtype)
-        self.engine = Engine(Decoder(snapshot.config, weights), snapshot.tokenizer)
+        decoder = Decoder(snapshot.config, weights)
+        check_plausibility(snapshot, decoder)
+        self.engine = Engine(decoder, snapshot.tokenizer)
 
     def stream(
         self, prompts: Sequence[Sequence[int]], options: GenerationOptions

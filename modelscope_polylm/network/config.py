@@ -31,7 +31,7 @@ FIXED_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class PolyLMConfig:
-    """Sizes of a GPT-2 network: learned positions, tanh GELU, output tied to the embedding."""
+    """Sizes of a GPT-2 network: learned positions, tanh GELU, output tied to the embedding; the class it names."""
 
     vocab_size: int
     positions: int
@@ -40,6 +40,7 @@ class PolyLMConfig:
     heads: int
     inner: int
     epsilon: float
+    architecture: str = ARCHITECTURES[0]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PolyLMConfig:
@@ -58,7 +59,7 @@ class PolyLMConfig:
             problems.append(f"n_embd {sizes['width']} cannot be divided among n_head {sizes['heads']} heads")
         if problems:
             raise SnapshotError("\n".join(f"config.json: {problem}." for problem in problems))
-        return cls(**sizes, inner=inner, epsilon=epsilon)
+        return cls(**sizes, inner=inner, epsilon=epsilon, architecture=_architecture(values))
 
     @property
     def head_width(self) -> int:
@@ -74,9 +75,18 @@ class PolyLMConfig:
         return (self.vocab_size + self.positions + 2) * self.width + self.layers * (attention + feed_forward + norms)
 
 
-def _identity_problems(values: Mapping[str, Any]) -> list[str]:
+def _architecture(values: Mapping[str, Any]) -> str:
+    names = _architectures(values)
+    return names[0] if names else ARCHITECTURES[0]
+
+
+def _architectures(values: Mapping[str, Any]) -> list[Any]:
     architectures = values.get("architectures") or []
-    names = architectures if isinstance(architectures, list) else [architectures]
+    return architectures if isinstance(architectures, list) else [architectures]
+
+
+def _identity_problems(values: Mapping[str, Any]) -> list[str]:
+    names = _architectures(values)
     known = any(name in ARCHITECTURES for name in names)
     model_type = values.get("model_type")
     problems = []

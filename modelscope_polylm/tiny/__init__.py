@@ -1,0 +1,1 @@
+"""The bundled demonstration snapshot: a tiny PolyLM that knows one sentence pattern only."""
