@@ -31,14 +31,15 @@ def create_backend(
     Raises:
         OptionError: an unknown backend or an option that it does not have.
     """
-    backend: type[Backend] = _backend_class(name)
+    backend = _backend_class(name)
     known = list(inspect.signature(backend).parameters)[3:]
     for option in backend_options:
         if option not in known and not _takes_any(backend):
             nearest = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known) or 'none'}."
             raise OptionError(f"Backend {name!r} has no option {option!r}: {hint}")
-    return backend(snapshot, device, dtype, **backend_options)
+    created: Backend = backend(snapshot, device, dtype, **backend_options)
+    return created
 
 
 def _backend_class(name: str) -> Any:

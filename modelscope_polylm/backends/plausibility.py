@@ -11,7 +11,7 @@ from modelscope_polylm.errors import SnapshotError
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.likelihood import token_losses
 from modelscope_polylm.snapshot import Snapshot
-from modelscope_polylm.text.prompts import FORMATS, render
+from modelscope_polylm.text.prompts import FORMATS, Message, render
 from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
@@ -49,7 +49,7 @@ def translation_loss(decoder: Decoder, tokenizer: PolyLMTokenizer) -> float:
     """Nats per token of the right translations of a sentence into 17 languages, each behind the request for it."""
     losses = []
     for code, language in LANGUAGES.items():
-        request = {"role": "user", "content": translation_request(SENTENCE, language)}
+        request: Message = {"role": "user", "content": translation_request(SENTENCE, language)}
         prompt = tokenizer.encode(render([request], FORMATS["assistant"]))
         answer = tokenizer.encode(TRANSLATIONS[code])
         if code != "en" and len(prompt) + len(answer) <= decoder.config.positions:

@@ -13,6 +13,7 @@ from torch import Tensor
 from modelscope_polylm.errors import DeviceError, SnapshotError
 from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.upload import uploading
 from modelscope_polylm.network.weight_index import read_weight_index
 from modelscope_polylm.network.weight_problems import tensor_problems
 
@@ -91,8 +92,10 @@ class WeightFiles:
         turned = self._is_conv1d(config)
         weights: dict[str, Tensor] = {}
         try:
-            for name, tensor in self._read(set(declared_shapes(config))):
-                weights[name] = place(tensor, device, dtype, turned and PROJECTION.fullmatch(name) is not None)
+            with uploading(device) as upload:
+                for name, tensor in self._read(set(declared_shapes(config))):
+                    turn = turned and PROJECTION.fullmatch(name) is not None
+                    weights[name] = place(tensor, upload(tensor), dtype, turn)
             self._compare_head(weights["wte.weight"])
         except torch.OutOfMemoryError as error:
             size = config.parameters * dtype.itemsize / 2**30
@@ -140,14 +143,13 @@ class WeightFiles:
                 )
 
 
-def place(tensor: Tensor, device: torch.device, dtype: torch.dtype, turned: bool) -> Tensor:
-    """A copy of a mapped tensor on the device, converted and, if asked for, transposed there."""
-    # tensor: any shape, or [in, out] if turned -> the same shape, or [out, in]
-    moved = tensor.to(device)
+def place(tensor: Tensor, moved: Tensor, dtype: torch.dtype, turned: bool) -> Tensor:
+    """A mapped tensor that was `moved` to the device, converted and, if asked for, transposed there; never the map."""
+    # tensor, moved: any shape, or [in, out] if turned -> the same shape, or [out, in]
     source = moved.t() if turned else moved
     if moved is not tensor and moved.dtype == dtype and not turned:
         return moved
-    return torch.empty(source.shape, dtype=dtype, device=device).copy_(source)
+    return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
 
 
 def _equal(head: Tensor, embedding: Tensor) -> bool:
