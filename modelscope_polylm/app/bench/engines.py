@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import gc
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,6 +13,7 @@ from modelscope_polylm.app.bench.works import Work
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 NO_END = 3
 """An end token that random weights all but never choose: every call adds exactly as many tokens as it should."""
@@ -34,7 +35,8 @@ class Ours(Contender):
     name = "polylm"
 
     def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
-        self._engine = Engine(random_decoder(config, device, dtype), _Vocabulary(config.vocab_size))
+        vocabulary = cast(PolyLMTokenizer, _Vocabulary(config.vocab_size))
+        self._engine = Engine(random_decoder(config, device, dtype), vocabulary)
 
     def run(self, work: Work) -> None:
         """Do the work once."""
@@ -61,6 +63,8 @@ class Transformers(Contender):
 
 
 class _Vocabulary:
+    """Stands where the engine wants a tokenizer and only asks for its size."""
+
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
 
@@ -85,7 +89,7 @@ def _random_transformers(config: PolyLMConfig, device: torch.device, dtype: torc
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
     with torch.device("meta"):
-        model = GPT2LMHeadModel(sizes)
+        model: Any = GPT2LMHeadModel(sizes)
     model = model.to(dtype).to_empty(device=device)
     model.tie_weights()
     for parameter in model.parameters():

@@ -34,7 +34,7 @@ class Measurement:
     peak_bytes: int
 
 
-def timed(action: Callable[[], None]) -> float:
+def timed(action: Callable[[], object]) -> float:
     """Seconds of wall time until the device is idle again."""
     _synchronize()
     start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,8 @@ from modelscope_polylm.network.config import PolyLMConfig
 
 ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype], Contender]] = {
     "polylm": Ours,
-    "transformers": lambda *arguments: Transformers(*arguments, static=False),
-    "transformers-static": lambda *arguments: Transformers(*arguments, static=True),
+    "transformers": functools.partial(Transformers, static=False),
+    "transformers-static": functools.partial(Transformers, static=True),
 }
 
 
