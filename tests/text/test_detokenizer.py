@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable
 
@@ -70,6 +71,17 @@ def test_equals_decode_of_all_ids(tokenizers: dict[str, PolyLMTokenizer], name: 
     text = "".join([*map(detokenizer.push, chunks), detokenizer.finish()])
     ids = [token for chunk in chunks for token in chunk]
     assert text == tokenizer.decode(prefix + ids, skip)[len(tokenizer.decode(prefix, skip)) :]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_short_sequence_of_ids_with_memory(tokenizers: dict[str, PolyLMTokenizer], name: str) -> None:
+    tokenizer = tokenizers[name]
+    find = tokenizer.processor.piece_to_id
+    hard = [find(piece) for piece in ("</s>", "\u2581", "\u2581the", "\u2581\u2581", "a", "<0xC3>", "<0xA9>", "<0x0A>")]
+    for ids in itertools.product(dict.fromkeys([tokenizer.unk_token_id, *hard]), repeat=3):
+        for skip in (True, False):
+            text = "".join(stream(IncrementalDetokenizer(tokenizer, skip_special_tokens=skip), ids))
+            assert text == tokenizer.decode(ids, skip), ids
 
 
 @pytest.mark.parametrize("name", ["bpe-identity-plain-bytes-keep", "unigram-nmt_nfkc-dummy-bytes-trim", "characters"])

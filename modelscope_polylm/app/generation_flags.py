@@ -1,0 +1,80 @@
+"""Command-line flags made from the declared generation options: name, type and help are theirs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Annotated, Any
+
+import typer
+
+from modelscope_polylm.app.reporting import with_signature
+from modelscope_polylm.errors import OptionError
+from modelscope_polylm.generation.options import option_fields
+
+REPORTS = frozenset({"output_scores", "output_logprobs"})
+"""Options that ask for more than texts; commands that print texts alone do not have them."""
+
+
+def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag for each generation option; it receives those that were given as keyword `options`."""
+    fields = [field for field in option_fields() if field.name not in REPORTS]
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {field.name: arguments.pop(field.name) for field in fields}
+        command(**arguments, options={field.name: _value(field, given[field.name]) for field in fields})
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    return with_signature(run, signature.replace(parameters=[*own, *map(_flag, fields)]))
+
+
+def _flag(field: Field[Any]) -> inspect.Parameter:
+    name = field.name.replace("_", "-")
+    kind = _kind(field)
+    declaration = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+    option = typer.Option(declaration, help=_help(field), show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _kind(field: Field[Any]) -> Any:
+    declared, metadata = str(field.type), field.metadata
+    if "choices" in metadata or metadata.get("nested"):
+        return str
+    if metadata.get("token"):
+        return list[int]
+    if declared.startswith("str"):
+        return list[str]
+    return {"bool": bool, "int": int, "float": float}[declared.split(" ")[0]]
+
+
+def _help(field: Field[Any]) -> str:
+    if "choices" in field.metadata:
+        return f"{field.metadata['help']} ({', '.join(_choices(field))})"
+    if field.metadata.get("nested"):
+        return f"{field.metadata['help']} As JSON: [[1, 2], [3]]."
+    return f"{field.metadata['help']} May be repeated." if "list" in str(field.type) else str(field.metadata["help"])
+
+
+def _choices(field: Field[Any]) -> dict[str, Any]:
+    return {str(choice).lower(): choice for choice in field.metadata["choices"]}
+
+
+def _value(field: Field[Any], given: Any) -> Any:
+    """What was typed, as `GenerationOptions` takes it; None where nothing was."""
+    if given is None or given == []:
+        return None
+    if "choices" in field.metadata:
+        return _choices(field).get(given.lower(), given)
+    if field.metadata.get("nested"):
+        try:
+            return json.loads(given)
+        except ValueError:
+            raise OptionError(f"{field.name}={given!r} is not JSON: write it like [[1, 2], [3]].") from None
+    return given

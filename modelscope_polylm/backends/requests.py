@@ -1,0 +1,51 @@
+"""Checks prompts against options and context, before any of them reaches a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelscope_polylm.errors import InputError
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.network.config import PolyLMConfig
+
+
+def checked_requests(
+    prompts: Sequence[Sequence[int]], options: GenerationOptions, config: PolyLMConfig
+) -> list[Request]:
+    """The prompts with their lengths.
+
+    Raises:
+        InputError: no prompts, an empty one, one with an id outside the vocabulary, or one that leaves no room.
+    """
+    if not prompts:
+        raise InputError("There is no prompt: give at least one.")
+    return [_checked_request(index, prompt, options, config) for index, prompt in enumerate(prompts)]
+
+
+def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptions, config: PolyLMConfig) -> Request:
+    length = len(prompt)
+    if length == 0:
+        raise InputError(f"Prompt {index} has no tokens: give it some text.")
+    if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+        raise InputError(
+            f"Prompt {index} has token ids outside 0..{config.vocab_size - 1}: encode it with the snapshot's tokenizer."
+        )
+    limit = options.new_tokens(length)
+    _check_room(index, length, limit, options, config)
+    return Request(prompt, limit, options.minimum_new_tokens(length))
+
+
+def _check_room(index: int, length: int, limit: int, options: GenerationOptions, config: PolyLMConfig) -> None:
+    if limit < 1:
+        raise InputError(
+            f"Prompt {index} has {length} tokens and max_length={options.max_length}, which leaves no room for an "
+            "answer: raise max_length or set max_new_tokens instead."
+        )
+    if length + limit > config.positions:
+        free = config.positions - length
+        advice = f"set max_new_tokens to at most {free}" if free > 0 else "shorten the prompt"
+        raise InputError(
+            f"Prompt {index} has {length} tokens, and with {limit} new ones it does not fit the model's "
+            f"{config.positions} positions: {advice}."
+        )

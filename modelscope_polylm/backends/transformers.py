@@ -1,0 +1,178 @@
+"""The transformers backend: GPT2LMHeadModel spread over several GPUs, CPU memory and disk, with all of `generate()`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GPT2LMHeadModel
+
+from modelscope_polylm.backends.background import in_background
+from modelscope_polylm.backends.base import Answer, Backend, Update
+from modelscope_polylm.backends.generate_arguments import batches, check_options
+from modelscope_polylm.backends.generate_call import GenerateCall
+from modelscope_polylm.backends.requests import checked_requests
+from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.snapshot import Snapshot
+
+
+class PolyLMHead(GPT2LMHeadModel):  # type: ignore
+    """GPT2LMHeadModel that knows what the 2023 files hold beside the weights: causal masks."""
+
+    _keys_to_ignore_on_load_unexpected = [r"attn\.bias$", r"attn\.masked_bias$"]  # noqa: RUF012  (transformers' type)
+
+
+class TransformersBackend(Backend):
+    """Runs a snapshot with transformers and accelerate.
+
+    Answers are those of `GPT2LMHeadModel.generate` for the same token ids, so beam search follows the rules of the
+    installed transformers ('5'), also where no `beam_rules` are asked for. Calls from several threads run one after the
+    other. In bf16 the residual stream is bf16 too, unlike in the native backend.
+
+    Attributes:
+        model: the GPT2LMHeadModel; its `hf_device_map` says what lies where.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        device: torch.device,
+        dtype: torch.dtype,
+        device_map: str | dict[str, Any] | None = None,
+        max_memory: dict[int | str, int | str] | None = None,
+        offload_folder: str | None = None,
+    ) -> None:
+        """Load the weights.
+
+        Args:
+            snapshot: an opened snapshot.
+            device: where all of the model goes if `device_map` is None.
+            dtype: of the weights and the computation.
+            device_map: accelerate's: 'auto', 'balanced', 'sequential', a device, or module names to devices.
+            max_memory: most bytes for each device, such as {0: '20GiB', 'cpu': '60GiB'}.
+            offload_folder: folder for weights that fit on no device.
+
+        Raises:
+            SnapshotError: weights that GPT2LMHeadModel cannot take.
+            OptionError: a device map that cannot be followed.
+            DeviceError: a device that is missing or too small.
+        """
+        _check_layout(snapshot)
+        self.config, self.dtype = snapshot.config, dtype
+        options = {"max_memory": max_memory, "offload_folder": offload_folder}
+        given = {name: value for name, value in options.items() if value is not None}
+        self.model = _load(snapshot, dtype, device_map={"": device} if device_map is None else device_map, **given)
+        self.device = _input_device(self.model)
+        self._call = GenerateCall(self.model, snapshot.tokenizer, self.device)
+        self._lock = threading.Lock()
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> Generator[Update, None, list[list[Answer]]]:
+        """See `Backend.stream`."""
+        check_options(options)
+        return self._stream(checked_requests(prompts, options, self.config), options)
+
+    def _stream(
+        self, requests: Sequence[Request], options: GenerationOptions
+    ) -> Generator[Update, None, list[list[Answer]]]:
+        answers: list[list[Answer]] = [[] for _ in requests]
+        for batch in batches(requests, options):
+            updates = self._stream_batch([requests[index] for index in batch], options)
+            found = yield from _spread(updates, batch, len(requests))
+            for index, answer in zip(batch, found, strict=True):
+                answers[index] = answer
+        return answers
+
+    def _stream_batch(
+        self, requests: Sequence[Request], options: GenerationOptions
+    ) -> Generator[Update, None, list[list[Answer]]]:
+        cancelled = threading.Event()
+
+        def work(report: Callable[[Update], None]) -> list[list[Answer]]:
+            with self._turn(cancelled) as is_mine:
+                return self._call(requests, options, cancelled, report) if is_mine else []
+
+        return in_background(work, cancelled.set)
+
+    @contextlib.contextmanager
+    def _turn(self, cancelled: threading.Event) -> Iterator[bool]:
+        # Modules that accelerate moves in and out of memory serve one caller at a time.
+        is_mine = False
+        while not is_mine and not cancelled.is_set():
+            is_mine = self._lock.acquire(timeout=0.05)
+        try:
+            yield is_mine
+        finally:
+            if is_mine:
+                self._lock.release()
+
+
+def _spread(
+    updates: Generator[Update, None, list[list[Answer]]], batch: Sequence[int], count: int
+) -> Generator[Update, None, list[list[Answer]]]:
+    """The updates of a batch as updates of all `count` prompts."""
+    try:
+        while True:
+            update = dict(zip(batch, next(updates), strict=True))
+            yield [update.get(index, []) for index in range(count)]
+    except StopIteration as finished:
+        found: list[list[Answer]] = finished.value
+        return found
+    finally:
+        updates.close()
+
+
+def _check_layout(snapshot: Snapshot) -> None:
+    # GPT2LMHeadModel would take the square matrices of the other layout the wrong way round.
+    linear = (3 * snapshot.config.width, snapshot.config.width)
+    for file in snapshot.weight_files.files:
+        for name, header in file.headers.items():
+            if name.endswith("attn.c_attn.weight") and header.shape == linear:
+                raise SnapshotError(
+                    f"{file.path.name} holds {name} as nn.Linear's [out, in], which transformers' GPT2LMHeadModel "
+                    "cannot load: use backend='native'."
+                )
+
+
+def _load(snapshot: Snapshot, dtype: torch.dtype, **placement: Any) -> Any:
+    from_pretrained: Any = PolyLMHead.from_pretrained
+    where = placement["device_map"]
+    try:
+        model = from_pretrained(snapshot.folder, dtype=dtype, local_files_only=True, **placement)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"The weights do not fit on {where}: use more GPUs, or device_map='auto'.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"transformers cannot load with device_map={where!r}: {error}") from error
+    except (AssertionError, RuntimeError) as error:
+        raise DeviceError(f"transformers cannot load onto {where}: {error}") from error
+    except OSError as error:
+        raise SnapshotError(f"transformers cannot load {snapshot.folder}: {error}") from error
+    # The published config.json names a wrong end token, which must not come back as a default.
+    without_defaults: Any = GenerationConfig
+    model.generation_config = without_defaults()
+    _tie_offloaded_head(model)
+    return model.eval()
+
+
+def _tie_offloaded_head(model: Any) -> None:
+    # transformers forgets the output layer when it writes the embedding of a .bin file to disk (5.23).
+    weights = getattr(getattr(model.lm_head, "_hf_hook", None), "weights_map", None)
+    index = getattr(getattr(weights, "dataset", None), "index", {})
+    if "transformer.wte.weight" in index:
+        index.setdefault("lm_head.weight", index["transformer.wte.weight"])
+
+
+def _input_device(model: Any) -> torch.device:
+    embedding = model.get_input_embeddings()
+    if not embedding.weight.is_meta:
+        return torch.device(embedding.weight.device)
+    # Offloaded: accelerate brings the weights to the inputs' device for each call.
+    return torch.device(embedding._hf_hook.execution_device)

@@ -1,0 +1,1 @@
+"""The face towards ModelScope: registration, models, preprocessor and pipelines."""

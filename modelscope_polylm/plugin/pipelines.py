@@ -1,0 +1,211 @@
+"""PolyLM as ModelScope pipelines: text-generation and chat."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from modelscope.msdatasets import MsDataset
+from modelscope.pipelines.base import Pipeline
+from modelscope.pipelines.builder import PIPELINES
+
+from modelscope_polylm.errors import DeviceError, InputError, OptionError
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.plugin.inputs import Prompt, is_conversation
+from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
+from modelscope_polylm.plugin.outputs import chat_output, text_output
+from modelscope_polylm.plugin.placement import choose_device
+from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
+from modelscope_polylm.plugin.registration import PIPELINE_TYPE
+from modelscope_polylm.plugin.streams import Output, batches, stream_outputs
+from modelscope_polylm.plugin.text_generator import Reply
+
+__all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
+
+Parameters = dict[str, Any]
+Stages = tuple[Parameters, Parameters, Parameters]
+"""The parameters of `preprocess`, `forward` and `postprocess`."""
+
+
+@PIPELINES.register_module("text-generation", PIPELINE_TYPE, force=True)
+class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
+    """Continues texts and answers conversations.
+
+    An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, a list of
+    them (`batch_size` says how many run together) or an MsDataset. Options of a call are generation options,
+    `return_full_text` and `allow_role_markers`. Safe to use from several threads.
+    """
+
+    model_class: ClassVar[type[PolyLMForTextGeneration]] = PolyLMForTextGeneration
+    text_is_message: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: str | Path | PolyLMForTextGeneration,
+        *,
+        device: str | None = None,
+        preprocessor: PolyLMPreprocessor | None = None,
+        **options: Any,
+    ) -> None:
+        """Load a snapshot folder, or take a loaded model.
+
+        Args:
+            model: a folder, or a model.
+            device: where to load it; see `PolyLMForTextGeneration`.
+            preprocessor: another reader of inputs than the snapshot's own.
+            options: `torch_dtype`, `backend`, `prompt_format`, ... as in `PolyLMForTextGeneration`.
+
+        Raises:
+            SnapshotError: the folder is not a complete snapshot.
+            DeviceError: the device does not exist, or a loaded model is on another one.
+            OptionError: an unknown option, or one that a loaded model cannot follow.
+        """
+        options.pop("auto_collate", None)
+        if isinstance(model, (str, Path)):
+            model = self.model_class(model, device=device, **options)
+        else:
+            _check_loaded(model, device, options)
+        self._generator = model.generator
+        reader = preprocessor or PolyLMPreprocessor(reader=model.generator.reader)
+        if not isinstance(reader, PolyLMPreprocessor):
+            raise InputError(f"preprocessor must be a PolyLMPreprocessor, not {type(reader).__name__}.")
+        super().__init__(model=model, preprocessor=reader, device=str(model.device))
+        self.trust_remote_code = bool(options.get("trust_remote_code", False))
+
+    def prepare_model(self) -> None:
+        """Nothing to do: the backend put the weights in their place when it loaded them."""
+        self._model_prepare = True
+
+    def __call__(self, input: Any, *, batch_size: int | None = None, **options: Any) -> Any:
+        """Answer one input, a list of inputs, or the rows of an MsDataset.
+
+        Args:
+            input: see the class.
+            batch_size: how many inputs of a list or data set run together; one if None.
+            options: generation options, `return_full_text`, `allow_role_markers`.
+
+        Returns:
+            A dict for one input, a list of dicts for a list, an iterator of dicts for an MsDataset.
+
+        Raises:
+            InputError: an input that cannot be used. All inputs of a list are checked before any runs, and the message
+                says which one it is.
+            OptionError: an unknown option or value.
+        """
+        stages = self._sanitize_parameters(**options)
+        size = _checked_batch_size(batch_size)
+        if isinstance(input, MsDataset):
+            return self._answer_rows(input, size, stages)
+        if not _is_many(input):
+            return self._answer([self.preprocess(input, **stages[0])], stages)[0]
+        prompts = self.preprocessor.reader.read_all(input, **stages[0])
+        return [output for batch in batches(iter(prompts), size) for output in self._answer(batch, stages)]
+
+    def stream_generate(self, input: Any, *, batch_size: int | None = None, **options: Any) -> Any:
+        """Answer as the tokens come. Each item of a stream is the whole output so far, not only what is new.
+
+        Returns:
+            For one input a generator of dicts; for a list without `batch_size` a list of such generators; for a list
+            with `batch_size` one generator of lists, with None for inputs that nothing is known of yet.
+
+        Raises:
+            InputError, OptionError: as in `__call__`, before anything runs.
+        """
+        reading, running, showing = self._sanitize_parameters(**options)
+        size = _checked_batch_size(batch_size)
+
+        def show(prompt: Prompt, reply: Reply) -> Output:
+            return self.postprocess((prompt, reply), **showing)
+
+        def stream_one(prompt: Prompt) -> Generator[Output, None, None]:
+            stream = stream_outputs(self._generator, [prompt], 1, **running, show=show)
+            return (outputs[0] for outputs in stream if outputs[0] is not None)
+
+        if not _is_many(input):
+            return stream_one(self.preprocess(input, **reading))
+        prompts = self.preprocessor.reader.read_all(input, **reading)
+        if batch_size is None:
+            return [stream_one(prompt) for prompt in prompts]
+        return stream_outputs(self._generator, prompts, size, **running, show=show)
+
+    def _sanitize_parameters(self, **parameters: Any) -> Stages:
+        """The parameters of `preprocess`, `forward` and `postprocess`. Raises OptionError."""
+        reading = {"allow_role_markers": bool(_flag(parameters, "allow_role_markers")), "chat": self.text_is_message}
+        showing = self._showing_parameters(parameters)
+        running = {"options": self._generator.options(parameters)}
+        return {**reading, **running}, running, {**showing, **running}
+
+    def _showing_parameters(self, parameters: Parameters) -> Parameters:
+        return {"return_full_text": _flag(parameters, "return_full_text")}
+
+    def preprocess(self, inputs: Any, **parameters: Any) -> Prompt:
+        """Read one input."""
+        prompt: Prompt = self.preprocessor.reader.read(inputs, **parameters)
+        return prompt
+
+    def forward(self, inputs: list[Prompt], options: GenerationOptions) -> list[Reply]:
+        """Answer prompts together."""
+        return self._generator.reply(inputs, options)
+
+    def postprocess(self, inputs: tuple[Prompt, Reply], **parameters: Any) -> Output:
+        """The output for one prompt and its reply."""
+        return text_output(*inputs, **parameters)
+
+    def _answer(self, prompts: list[Prompt], stages: Stages) -> list[Output]:
+        replies = self.forward(prompts, **stages[1])
+        return [self.postprocess(pair, **stages[2]) for pair in zip(prompts, replies, strict=True)]
+
+    def _answer_rows(self, rows: Iterable[Any], size: int, stages: Stages) -> Iterator[Output]:
+        first = 0
+        for batch in batches(iter(rows), size):
+            yield from self._answer(self.preprocessor.reader.read_all(batch, first=first, **stages[0]), stages)
+            first += len(batch)
+
+
+@PIPELINES.register_module("chat", PIPELINE_TYPE, force=True)
+class PolyLMChatPipeline(PolyLMTextGenerationPipeline):
+    """Answers conversations: `{'messages': [...]}` -> `{'message': {...}, 'response': str, 'history': [...]}`.
+
+    A plain text is taken as the message of a user. The history returned is the whole conversation with the answer, also
+    where the model saw only its last turns because the context is full.
+    """
+
+    model_class = PolyLMForChat
+    text_is_message = True
+
+    def _showing_parameters(self, parameters: Parameters) -> Parameters:
+        return {}
+
+    def postprocess(self, inputs: tuple[Prompt, Reply], **parameters: Any) -> Output:
+        """The output for one conversation and its reply."""
+        return chat_output(*inputs, **parameters)
+
+
+def _is_many(value: Any) -> bool:
+    return isinstance(value, list) and not is_conversation(value)
+
+
+def _checked_batch_size(batch_size: int | None) -> int:
+    if batch_size is None:
+        return 1
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise OptionError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
+    return batch_size
+
+
+def _flag(parameters: Parameters, name: str) -> bool | None:
+    value = parameters.pop(name, None)
+    if value is not None and not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} must be True or False.")
+    return value
+
+
+def _check_loaded(model: Any, device: str | None, options: Mapping[str, Any]) -> None:
+    if not isinstance(model, PolyLMForTextGeneration):
+        raise InputError(f"model must be a folder or a PolyLM model, not {type(model).__name__}: {model!r:.80}.")
+    ignored = ("trust_remote_code",)
+    if refused := [name for name, value in options.items() if value is not None and name not in ignored]:
+        raise OptionError(f"{', '.join(refused)}: the model is loaded already; give this where it is loaded.")
+    if device not in (None, "gpu", "cuda") and choose_device(device) != model.device:
+        raise DeviceError(f"device={device!r}: the model is loaded already, on {model.device}; load it on that device.")

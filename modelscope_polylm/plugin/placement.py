@@ -1,0 +1,77 @@
+"""Where a model runs and in which precision: device names as ModelScope writes them, and each device's default."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+from modelscope_polylm.errors import DeviceError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float32": "float32",
+    "fp32": "float32",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+}
+
+
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """The device for a name such as 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
+
+    On a host without CUDA, 'gpu' and 'cuda' without a number mean the CPU, as in ModelScope; a warning is logged.
+
+    Raises:
+        DeviceError: an unknown name, or a numbered GPU that this host does not have.
+    """
+    import torch
+
+    found = re.fullmatch(r"(cpu|gpu|cuda)(?::(\d+))?", str(name or "gpu").strip().lower())
+    if found is None:
+        raise DeviceError(f"Unknown device {name!r}: use 'cpu', 'gpu', 'cuda', or a numbered GPU such as 'cuda:1'.")
+    kind, number = found.groups()
+    if kind == "cpu":
+        return torch.device("cpu")
+    if number is None and not torch.cuda.is_available():
+        if name is not None:
+            logger.warning("Device %r: CUDA is not available on this host, using the CPU instead.", str(name))
+        return torch.device("cpu")
+    index, count = int(number or 0), torch.cuda.device_count()
+    if index >= count:
+        raise DeviceError(f"Device {str(name)!r} does not exist: this host has {count} GPUs. Use 'gpu' or 'cpu'.")
+    return torch.device("cuda", index)
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The precision of the weights: as asked for, else bfloat16 on CUDA and float32 on the CPU.
+
+    float16 warns: PolyLM was trained in bfloat16, and its activations overflow float16's range.
+
+    Raises:
+        OptionError: not one of bfloat16, float32, float16.
+    """
+    import torch
+
+    if dtype is None or dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    known = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if known is None:
+        raise OptionError(f"torch_dtype={dtype!r} is not supported: use 'bfloat16', 'float32' or 'float16'.")
+    if known == "float16":
+        warnings.warn(
+            "float16 was asked for: PolyLM was trained in bfloat16 and overflows float16, which can make its answers "
+            "worthless. Use bfloat16 on a GPU or float32 on the CPU.",
+            UserWarning,
+            stacklevel=3,
+        )
+    chosen: torch.dtype = getattr(torch, known)
+    return chosen

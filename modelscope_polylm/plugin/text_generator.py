@@ -1,0 +1,167 @@
+"""Prompts in, texts out: one snapshot on one backend, without ModelScope. Pipelines and command line stand on this."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelscope_polylm.errors import OptionError
+from modelscope_polylm.generation.options import GenerationOptions, option_fields
+from modelscope_polylm.plugin.inputs import InputReader, Prompt
+from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from modelscope_polylm.backends.base import Answer, Backend, Update
+    from modelscope_polylm.snapshot import Snapshot
+
+LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answers to one prompt.
+
+    Attributes:
+        prompt_text: the prompt as its tokens decode, which may differ from what was typed (normalization).
+        texts: the answers without the prompt, best first; in a stream, what is known of the only one.
+        answers: ids, scores and log-probabilities of the answers; empty in a stream until they are complete.
+    """
+
+    prompt_text: str
+    texts: list[str]
+    answers: Sequence[Answer] = ()
+
+
+class TextGenerator:
+    """One snapshot on one backend.
+
+    Attributes:
+        snapshot: the model folder, its tokenizer, prompt format and default options.
+        backend: what runs it.
+        reader: reads inputs for it.
+    """
+
+    def __init__(self, snapshot: Snapshot, backend: Backend) -> None:
+        self.snapshot = snapshot
+        self.backend = backend
+        self.reader = InputReader(snapshot.tokenizer, snapshot.prompt_format, snapshot.config.positions)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str = "native",
+        prompt_format: str | None = None,
+        release: str | None = None,
+        **backend_options: Any,
+    ) -> TextGenerator:
+        """Open a snapshot folder and put its weights on a device.
+
+        Args:
+            folder: a complete PolyLM snapshot.
+            device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
+            dtype: precision of the weights; None is bfloat16 on CUDA and float32 on the CPU.
+            backend: 'native', 'transformers' or 'vllm'.
+            prompt_format: how messages are written, where the snapshot's own is not meant.
+            release: which release's defaults apply, where the folder does not tell.
+            backend_options: options of the backend.
+
+        Raises:
+            SnapshotError: the folder is not a complete snapshot.
+            DeviceError: the device does not exist.
+            OptionError: an unknown backend, option or precision.
+        """
+        from modelscope_polylm.backends import create_backend
+        from modelscope_polylm.plugin.placement import choose_device, choose_dtype
+        from modelscope_polylm.snapshot import open_snapshot
+
+        _check_names(backend_options)
+        chosen = choose_device(device)
+        precision = choose_dtype(dtype, chosen)
+        snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release)
+        return cls(snapshot, create_backend(backend, snapshot, chosen, precision, **backend_options))
+
+    def options(self, call: Mapping[str, Any]) -> GenerationOptions:
+        """The options of a call over the defaults of the snapshot and its release. Raises OptionError."""
+        takes_all = self.backend.name == "transformers"
+        return GenerationOptions.from_layers(self.snapshot.generation, call, allow_extra=takes_all)
+
+    def reply(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Reply]:
+        """Answer all prompts together, and return when every answer is complete."""
+        return self._complete(prompts, self.backend.generate([prompt.ids for prompt in prompts], options))
+
+    def stream(
+        self, prompts: Sequence[Prompt], options: GenerationOptions
+    ) -> Generator[list[Reply | None], None, list[Reply]]:
+        """Answer all prompts together, as the tokens come.
+
+        Of several answers to a prompt nothing is shown before it is known which one is the best.
+
+        Yields:
+            For each prompt its reply so far, the whole text each time; None where nothing is known yet.
+
+        Returns:
+            The complete replies.
+        """
+        updates = self.backend.stream([prompt.ids for prompt in prompts], options)
+        return self._replies(prompts, updates, hold_back=options.num_return_sequences > 1)
+
+    def _replies(
+        self, prompts: Sequence[Prompt], updates: Generator[Update, None, list[list[Answer]]], hold_back: bool
+    ) -> Generator[list[Reply | None], None, list[Reply]]:
+        texts = _TextsSoFar(self, prompts)
+        try:
+            while True:
+                texts.add(next(updates))
+                if not hold_back:
+                    yield texts.replies()
+        except StopIteration as finished:
+            return self._complete(prompts, finished.value)
+        finally:
+            updates.close()
+
+    def _complete(self, prompts: Sequence[Prompt], results: list[list[Answer]]) -> list[Reply]:
+        return [self._reply(prompt, answers) for prompt, answers in zip(prompts, results, strict=True)]
+
+    def _reply(self, prompt: Prompt, answers: Sequence[Answer]) -> Reply:
+        head, decode = self.prompt_text(prompt), self.snapshot.tokenizer.decode
+        texts = [decode([*prompt.ids, *answer.ids], skip_special_tokens=True)[len(head) :] for answer in answers]
+        return Reply(head, texts, answers)
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The prompt as its tokens decode."""
+        return self.snapshot.tokenizer.decode(prompt.ids, skip_special_tokens=True)
+
+
+class _TextsSoFar:
+    """The answers of a batch while they grow."""
+
+    def __init__(self, generator: TextGenerator, prompts: Sequence[Prompt]) -> None:
+        self._heads = [generator.prompt_text(prompt) for prompt in prompts]
+        self._detokenizers = [IncrementalDetokenizer(generator.snapshot.tokenizer, prompt.ids) for prompt in prompts]
+        self._texts = [""] * len(prompts)
+
+    def add(self, update: Update) -> None:
+        for row, ids in enumerate(update):
+            self._texts[row] += self._detokenizers[row].push(ids)
+
+    def replies(self) -> list[Reply | None]:
+        return [Reply(head, [text]) if text else None for head, text in zip(self._heads, self._texts, strict=True)]
+
+
+def _check_names(backend_options: Mapping[str, Any]) -> None:
+    # the backend checks its own options; here are only the mistakes that it cannot know about
+    generation = {field.name for field in option_fields()}
+    for name in backend_options:
+        if name in generation:
+            raise OptionError(f"{name!r} is a generation option: give it to the call, not where the model is loaded.")
+        if nearest := difflib.get_close_matches(name, LOAD_OPTIONS, n=1, cutoff=0.85):
+            raise OptionError(f"Unknown option {name!r}: did you mean {nearest[0]}?")

@@ -1,0 +1,65 @@
+"""Packaging of modelscope-polylm. Tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """The version is declared once, in the package; reading it must not import the package."""
+    source = (HERE / "modelscope_polylm" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("modelscope_polylm/__init__.py does not declare __version__")
+    return found[1]
+
+
+def long_description() -> str:
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="modelscope-polylm",
+    version=version(),
+    description="PolyLM for ModelScope: every published snapshot runs again, exactly and fast.",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["modelscope_polylm", "modelscope_polylm.*"]),
+    package_data={"modelscope_polylm": ["py.typed", "tiny/*", "hub/data/*"]},
+    install_requires=[
+        "modelscope[framework]>=1.40",
+        "torch>=2.11,<2.14",  # below 2.14: 2.13 is the newest release that the tests run on
+        "transformers>=5.17",
+        "sentencepiece>=0.2",
+        "accelerate>=1.0",
+        "safetensors>=0.4",
+        "typer>=0.15",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "mypy>=1.14",
+            "ruff>=0.9",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["polylm = modelscope_polylm.app.cli:main"],
+        "modelscope_hub.cli_plugins": ["polylm = modelscope_polylm.app.modelscope_command:PolyLMCommand"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
