@@ -43,13 +43,16 @@ class Snapshot:
     generation: dict[str, Any]
 
 
-def open_snapshot(folder: str | Path, prompt_format: str | None = None, release: str | None = None) -> Snapshot:
+def open_snapshot(
+    folder: str | Path, prompt_format: str | None = None, release: str | None = None, check_weights: bool = True
+) -> Snapshot:
     """Open a model folder and check all of it, reading no more of the weights than their headers.
 
     Args:
         folder: a folder with config.json, tokenizer.model and weights.
         prompt_format: a name in `text.prompts.FORMATS`; what configuration.json or the release says if None.
         release: a name in `releases.RELEASES`; what configuration.json or the folder's name says if None.
+        check_weights: False for a folder that is only needed for its texts, and may lack weights.
 
     Raises:
         SnapshotError: every problem of the folder, a line each.
@@ -63,7 +66,8 @@ def open_snapshot(folder: str | Path, prompt_format: str | None = None, release:
     config = _try(lambda: PolyLMConfig.from_dict(_read_json(folder / "config.json")), problems)
     tokenizer = _try(lambda: PolyLMTokenizer.from_pretrained(folder), problems)
     weight_files = WeightFiles(folder)
-    problems += weight_files.problems(config) if config else weight_files.file_problems()
+    if check_weights:
+        problems += weight_files.problems(config) if config else weight_files.file_problems()
     problems += _vocabulary_problems(config, tokenizer)
     named = _try(lambda: _read_names(folder), problems) or {}
     generation_config = _try(lambda: _read_object(folder / "generation_config.json"), problems) or {}

@@ -31,7 +31,7 @@ def check_options(options: GenerationOptions) -> None:
                 f"{name} has no place in an answer: leave it out, or call `backend.model.generate` yourself."
             )
     # Most calls name no rules and get transformers' own; who asks for the others must not get these.
-    if options.beam_rules != "5" and "beam_rules" in getattr(options, "given", ()):
+    if options.beam_rules == "4.31":
         raise OptionError(
             f"beam_rules={options.beam_rules!r} is not in the transformers backend, which follows the installed "
             "release: use backend='native', or beam_rules='5'."

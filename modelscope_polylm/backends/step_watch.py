@@ -19,7 +19,7 @@ from modelscope_polylm.generation.stopping import TokenCollector
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 
-class AnswerEnds(StoppingCriteria):  # type: ignore
+class AnswerEnds(StoppingCriteria):  # type: ignore[misc]
     """Ends rows at their own limit, at a stop string, or when the call is cancelled.
 
     It keeps no state: beam search and speculative decoding also ask about tokens that they do not take.
@@ -79,7 +79,7 @@ class TokenStreamer(BaseStreamer):
         follower: Any = None,
     ) -> None:
         stop_tests = stop_test_factory(tokenizer, options.stop_texts)
-        self._collector = _Collector(requests, options.num_return_sequences, options, stop_tests)
+        self._collector = TokenCollector(requests, options.num_return_sequences, options, stop_tests)
         self._rows = len(requests) * options.num_return_sequences
         self._start = max(len(request.prompt) for request in requests)
         self._length = 0
@@ -103,7 +103,7 @@ class TokenStreamer(BaseStreamer):
         """The answers of each request, without scores; `sequences` [rows, length] is what `generate()` returned."""
         # A search of the caller's own may not stream.
         self._collect(sequences[:, max(self._length, self._start) :])
-        return self._collector.unscored_answers()
+        return self._collector.unscored()
 
     def _collect(self, tokens: Tensor) -> None:
         # tokens: [rows, steps]
@@ -112,14 +112,6 @@ class TokenStreamer(BaseStreamer):
             update = self._collector.collect(step)
             if any(update):
                 self._report(update)
-
-
-class _Collector(TokenCollector):
-    def unscored_answers(self) -> list[list[Answer]]:
-        # Rows still open were ended by something else than their limit, such as max_time.
-        for row in self._open:
-            self._answers[row].finish_reason = "stop"
-        return [self._answers[first : first + self._group] for first in range(0, len(self._answers), self._group)]
 
 
 def beam_answers(output: Any, requests: Sequence[Request], options: GenerationOptions) -> list[list[Answer]]:
@@ -138,5 +130,5 @@ def beam_answers(output: Any, requests: Sequence[Request], options: GenerationOp
 
 def _beam_answer(ids: list[int], score: float | None, request: Request, options: GenerationOptions) -> Answer:
     if ids and ids[-1] in options.end_tokens:
-        return Answer(ids[:-1], score, None, "eos")
+        return Answer(ids[:-1], score, None, "eos", ids[-1])
     return Answer(ids, score, None, "length" if len(ids) >= request.limit else "stop")

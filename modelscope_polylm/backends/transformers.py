@@ -14,9 +14,9 @@ from modelscope_polylm.backends.background import in_background
 from modelscope_polylm.backends.base import Answer, Backend, Update
 from modelscope_polylm.backends.generate_arguments import batches, check_options
 from modelscope_polylm.backends.generate_call import GenerateCall
-from modelscope_polylm.backends.requests import checked_requests
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.requests import checked_requests
 from modelscope_polylm.generation.rows import Request
 from modelscope_polylm.snapshot import Snapshot
 

@@ -35,7 +35,7 @@ class BeamSearch:
         self.rows, self.output, self.end_tokens = rows, output, end_tokens
         self.beams = beams
         self.candidates = max(2, 1 + end_tokens.shape[0]) * beams
-        self.counts_prompt = options.beam_rules == "4.31"
+        self.counts_prompt = options.beam_rules != "5"
         self.early_stopping = options.early_stopping
         self.length_penalty = scalar(options.length_penalty, device)
         self.running_scores = torch.zeros(prompts, beams, device=device)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.beam import BeamSearch
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.reports import Reports
+from modelscope_polylm.generation.requests import checked_requests
 from modelscope_polylm.generation.rows import Request
 from modelscope_polylm.generation.session import Session
 from modelscope_polylm.generation.sessions import Sessions
@@ -33,7 +34,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], options: GenerationOptions
     ) -> Generator[Update, None, list[list[Answer]]]:
         """Generate for all prompts together; see `backends.base.Backend.stream`."""
-        requests = self.requests(prompts, options)
+        requests = checked_requests(prompts, options, self.decoder.config)
         with self._sessions.lease(requests, options) as session:
             session.begin(requests, options)
             collector = self._collector(requests, options, session)
@@ -42,40 +43,6 @@ class Engine:
         if options.num_beams > 1:
             yield [best[0].ids for best in answers]
         return answers
-
-    def requests(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[Request]:
-        """The checked prompts with their lengths.
-
-        Raises:
-            InputError: no prompts, an empty one, one with an id outside the vocabulary, or one that leaves no room.
-        """
-        if not prompts:
-            raise InputError("There is no prompt: give at least one.")
-        return [self._request(index, prompt, options) for index, prompt in enumerate(prompts)]
-
-    def _request(self, index: int, prompt: Sequence[int], options: GenerationOptions) -> Request:
-        positions, vocabulary, length = self.decoder.config.positions, self.decoder.config.vocab_size, len(prompt)
-        limit = options.new_tokens(length)
-        if length == 0:
-            raise InputError(f"Prompt {index} has no tokens: give it some text.")
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise InputError(
-                f"Prompt {index} has token ids outside 0..{vocabulary - 1}: encode it with the snapshot's tokenizer."
-            )
-        if limit < 1:
-            raise InputError(
-                f"Prompt {index} has {length} tokens and max_length={options.max_length}, which leaves no room for an "
-                "answer: raise max_length or set max_new_tokens instead."
-            )
-        if length + limit > positions:
-            advice = (
-                f"set max_new_tokens to at most {positions - length}" if length < positions else "shorten the prompt"
-            )
-            raise InputError(
-                f"Prompt {index} has {length} tokens, and with {limit} new ones it does not fit the model's "
-                f"{positions} positions: {advice}."
-            )
-        return Request(prompt, limit, options.minimum_new_tokens(length))
 
     def _collector(
         self, requests: Sequence[Request], options: GenerationOptions, session: Session

@@ -49,10 +49,11 @@ class GenerationOptions:
     seed: int | None = option(None, "Makes sampling repeatable on the same device.", minimum=0)
     output_scores: bool = option(False, "Also return the score of each answer.")
     output_logprobs: bool = option(False, "Also return the log-probability of each answer token.")
-    beam_rules: str = option(
-        "4.31",
+    beam_rules: str | None = option(
+        None,
         "The transformers release whose beam search is followed: '4.31', which PolyLM was published with, counts the "
-        "prompt in the length that length_penalty divides by; '5' counts the answer alone.",
+        "prompt in the length that length_penalty divides by; '5' counts the answer alone. If unset, '4.31' in the "
+        "native backend and '5' in the transformers backend, which has no other.",
         choices=("4.31", "5"),
     )
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,7 +62,8 @@ class GenerationOptions:
     def from_layers(cls, *layers: Mapping[str, Any], allow_extra: bool = False) -> GenerationOptions:
         """Merge layers of options, the later ones first in rank, and check the result. None means "not given".
 
-        Setting one of two rival options in a layer drops what earlier layers said of the other one.
+        Naming max_length or max_new_tokens in a layer drops what earlier layers said of the other one; so it is with
+        do_sample and num_beams, which together name a search.
 
         Args:
             layers: such as the release's defaults, the snapshot's defaults and the call's options.
@@ -124,10 +126,6 @@ def option_fields() -> tuple[dataclasses.Field[Any], ...]:
 
 
 def _displaced(given: Mapping[str, Any]) -> list[str]:
-    lengths = {"max_length": "max_new_tokens", "max_new_tokens": "max_length"}
-    displaced = [rival for name, rival in lengths.items() if name in given and rival not in given]
-    if given.get("do_sample") is True and "num_beams" not in given:
-        displaced.append("num_beams")
-    if given.get("num_beams", 1) != 1 and "do_sample" not in given:
-        displaced.append("do_sample")
-    return displaced
+    pairs = (("max_length", "max_new_tokens"), ("do_sample", "num_beams"))
+    rivals = [*pairs, *(pair[::-1] for pair in pairs)]
+    return [rival for name, rival in rivals if name in given and rival not in given]

@@ -40,7 +40,7 @@ class SearchShape:
         words = (tuple(word) for word in options.bad_words_ids or ())
         return cls(
             rows_per_prompt=options.num_beams if beams else options.num_return_sequences,
-            beam_rules=(options.beam_rules, options.early_stopping) if beams else None,
+            beam_rules=(options.beam_rules != "5", options.early_stopping) if beams else None,
             sampling=sampling,
             end_tokens=len(ends),
             repetition_penalty=options.repetition_penalty != 1.0,

@@ -22,6 +22,7 @@ class Answer:
 
     Attributes:
         ids: the answer's token ids, without the prompt and without the end token.
+        end_token: the end token, if one ended the answer.
         score: beam search: the beam's score; otherwise the sum of the tokens' log-probabilities. None if unknown.
         logprobs: natural log-probability of each token of `ids`, or None if not asked for.
         finish_reason: 'eos' (an end token), 'stop' (a stop string) or 'length'.
@@ -31,6 +32,7 @@ class Answer:
     score: float | None = None
     logprobs: list[float] | None = None
     finish_reason: str = "length"
+    end_token: int | None = None
 
 
 class TokenCollector:
@@ -75,6 +77,7 @@ class TokenCollector:
     def _take(self, row: int, token: int) -> bool:
         answer = self._answers[row]
         if token in self._ends:
+            answer.end_token = token
             self._end(row, "eos")
             return False
         answer.ids.append(token)
@@ -88,6 +91,12 @@ class TokenCollector:
         self._answers[row].finish_reason = reason
         self._open.discard(row)
 
+    def unscored(self) -> list[list[Answer]]:
+        """The answers of each request in the order of their rows; what has not ended was stopped from outside."""
+        for row in sorted(self._open):
+            self._end(row, "stop")
+        return [self._answers[first : first + self._group] for first in range(0, len(self._answers), self._group)]
+
     def answers(self, rows: Rows) -> list[list[Answer]]:
         """The answers of each request, those with the highest sum of log-probabilities first."""
         logprobs = rows.logprobs.cpu()
@@ -96,8 +105,7 @@ class TokenCollector:
             values = logprobs[row, start : start + len(answer.ids)].tolist()
             answer.score = sum(values)
             answer.logprobs = values if self._options.output_logprobs else None
-        groups = [self._answers[first : first + self._group] for first in range(0, len(self._answers), self._group)]
-        return [sorted(group, key=lambda answer: -(answer.score or 0.0)) for group in groups]
+        return [sorted(group, key=lambda answer: -(answer.score or 0.0)) for group in self.unscored()]
 
 
 class BeamCollector:
@@ -129,4 +137,6 @@ class BeamCollector:
         ended = ids[length - 1] in self._options.end_tokens
         stop = length - 1 if ended else length
         values = logprobs[start:stop] if self._options.output_logprobs else None
-        return Answer(ids[start:stop], score, values, "eos" if ended else "length")
+        if ended:
+            return Answer(ids[start:stop], score, values, "eos", ids[stop])
+        return Answer(ids[start:stop], score, values)

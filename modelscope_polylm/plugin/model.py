@@ -17,6 +17,8 @@ from modelscope_polylm.plugin.text_generator import TextGenerator
 if TYPE_CHECKING:
     import torch
 
+    from modelscope_polylm.backends.base import Answer
+
 __all__ = ["PolyLMForChat", "PolyLMForTextGeneration"]
 
 logger = logging.getLogger(__name__)
@@ -100,13 +102,8 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
         checked = self.generator.options(options)
         prompts = _rows(input_ids, attention_mask)
         answers = self.generator.backend.generate(prompts, checked)
-        end = checked.end_tokens[0]
-        new = [
-            torch.tensor([*answer.ids, *([end] if answer.finish_reason == "eos" else [])], dtype=torch.int64)
-            for group in answers
-            for answer in group
-        ]
-        padding = end if checked.pad_token_id is None else checked.pad_token_id
+        new = [torch.tensor(_with_end(answer), dtype=torch.int64) for group in answers for answer in group]
+        padding = checked.end_tokens[0] if checked.pad_token_id is None else checked.pad_token_id
         padded = torch.nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=padding)
         repeated = input_ids.repeat_interleave(len(new) // len(prompts), dim=0)
         return torch.cat([repeated, padded.to(input_ids)], dim=1)
@@ -155,3 +152,7 @@ def _rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[
             f"attention_mask has the shape {list(attention_mask.shape)}, input_ids {list(input_ids.shape)}."
         )
     return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+
+
+def _with_end(answer: Answer) -> list[int]:
+    return answer.ids if answer.end_token is None else [*answer.ids, answer.end_token]

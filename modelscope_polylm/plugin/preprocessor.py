@@ -76,5 +76,5 @@ class PolyLMPreprocessor(Preprocessor):  # type: ignore[misc]
 def _open_reader(folder: str, prompt_format: str | None, release: str | None) -> InputReader:
     from modelscope_polylm.snapshot import open_snapshot
 
-    snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release)
+    snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release, check_weights=False)
     return InputReader(snapshot.tokenizer, snapshot.prompt_format, snapshot.config.positions)

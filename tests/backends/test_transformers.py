@@ -431,8 +431,7 @@ def test_linear_layout_is_refused(tmp_path: Path) -> None:
 
 def test_beam_rules(backend: TransformersBackend) -> None:
     assert run(backend, [PROMPTS[0]], num_beams=2, beam_rules="5") == run(backend, [PROMPTS[0]], num_beams=2)
-    asked_for = options(num_beams=2)
-    object.__setattr__(asked_for, "given", frozenset({"beam_rules"}))
+    asked_for = options(num_beams=2, beam_rules="4.31")
     with pytest.raises(OptionError, match=r"beam_rules='4\.31' is not in the transformers backend.*native"):
         backend.stream([PROMPTS[0]], asked_for)
 

@@ -12,6 +12,7 @@ from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation import session
 from modelscope_polylm.generation.engine import Engine, check_native
 from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.requests import checked_requests
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from tests.generation.models import engine_of, generate
 from tests.generation.random_gpt2 import PROMPTS, random_model
@@ -79,7 +80,16 @@ def test_long_batches_are_prefilled_in_chunks(engine, monkeypatch):
     whole = generate(engine, PROMPTS, max_new_tokens=6)
     monkeypatch.setattr(session, "PREFILL_TOKENS", 8)
     chunked = generate(engine, PROMPTS, max_new_tokens=6)
-    assert len(list(session.prefill_chunks(engine.requests(PROMPTS, GenerationOptions(max_new_tokens=6))))) > 2
+    assert (
+        len(
+            list(
+                session.prefill_chunks(
+                    checked_requests(PROMPTS, GenerationOptions(max_new_tokens=6), engine.decoder.config)
+                )
+            )
+        )
+        > 2
+    )
     assert [answers[0].ids for answers in chunked] == [answers[0].ids for answers in whole]
 
 

@@ -63,6 +63,7 @@ def test_wrong_options_are_refused_with_advice(options, message):
         ([{"max_length": 1024}, {"max_new_tokens": 5}], {"max_new_tokens": 5, "max_length": None}),
         ([{"num_beams": 4}, {"do_sample": True}], {"num_beams": 1, "do_sample": True}),
         ([{"do_sample": True}, {"num_beams": 4}], {"num_beams": 4, "do_sample": False}),
+        ([{"num_beams": 4}, {"do_sample": False}], {"num_beams": 1, "do_sample": False}),
         ([{"num_beams": 4}, {"num_beams": None}], {"num_beams": 4}),
         ([{"top_p": 0.8}, {"top_p": 0.9}, {}], {"top_p": 0.9}),
     ],
