@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelscope_polylm.errors import InputError
+from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request
 from modelscope_polylm.network.config import PolyLMConfig
@@ -17,6 +17,7 @@ def checked_requests(
 
     Raises:
         InputError: no prompts, an empty one, one with an id outside the vocabulary, or one that leaves no room.
+        OptionError: the shortest answer asked for is longer than the longest.
     """
     if not prompts:
         raise InputError("There is no prompt: give at least one.")
@@ -31,9 +32,14 @@ def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptio
         raise InputError(
             f"Prompt {index} has token ids outside 0..{config.vocab_size - 1}: encode it with the snapshot's tokenizer."
         )
-    limit = options.new_tokens(length)
+    limit, minimum = options.new_tokens(length), options.minimum_new_tokens(length)
     _check_room(index, length, limit, options, config)
-    return Request(prompt, limit, options.minimum_new_tokens(length))
+    if minimum > limit:
+        raise OptionError(
+            f"Prompt {index} may get at most {limit} new tokens, but min_length or min_new_tokens asks for {minimum}: "
+            "raise max_new_tokens or lower the minimum."
+        )
+    return Request(prompt, limit, minimum)
 
 
 def _check_room(index: int, length: int, limit: int, options: GenerationOptions, config: PolyLMConfig) -> None:
