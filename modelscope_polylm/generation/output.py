@@ -46,7 +46,7 @@ class OutputLayer:
         """The best continuations of each row, as beam search counts them: processors see log-probabilities.
 
         Returns:
-            processed log-probabilities and the model's own ones, [rows, count] fp32, best first; ids [rows, count] int64.
+            processed log-probabilities and the model's own, [rows, count] fp32, best first; ids [rows, count] int64.
         """
         # hidden: [rows, width]
         if not self.processors:

@@ -94,8 +94,8 @@ class _Arena:
         available = _available_bytes(decoder.device) // slot_bytes
         if slots > available:
             raise DeviceError(
-                f"{rows} rows with {slots} tokens of prompts and answers need {slots * slot_bytes:,} bytes of KV cache, "
-                f"but {decoder.device} has room for {max(available, 0)} tokens: use a smaller batch_size, fewer "
+                f"{rows} rows with {slots} tokens of prompts and answers need {slots * slot_bytes:,} bytes of KV "
+                f"cache, but {decoder.device} has room for {max(available, 0)} tokens: use a smaller batch_size, fewer "
                 "beams, shorter texts, or backend='transformers' with offload."
             )
         roomy = max(1 << (slots - 1).bit_length(), CONTEXTS_AT_FIRST * decoder.config.positions)

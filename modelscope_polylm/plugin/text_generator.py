@@ -69,7 +69,7 @@ class TextGenerator:
             folder: a complete PolyLM snapshot.
             device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
             dtype: precision of the weights; None is bfloat16 on CUDA and float32 on the CPU.
-            backend: 'native', 'transformers' or 'vllm'.
+            backend: 'native' or 'transformers'.
             prompt_format: how messages are written, where the snapshot's own is not meant.
             release: which release's defaults apply, where the folder does not tell.
             backend_options: options of the backend.
