@@ -43,12 +43,14 @@ setup(
         "typer>=0.15",
     ],
     extras_require={
+        "web": ["gradio>=6.31"],
         "test": [
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "mypy>=1.14",
             "ruff>=0.9",
+            "triton; platform_system == 'Linux'",  # its interpreter runs the kernels on a CPU
         ],
     },
     entry_points={

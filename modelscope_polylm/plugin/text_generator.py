@@ -80,7 +80,7 @@ class TextGenerator:
             OptionError: an unknown backend, option or precision.
         """
         from modelscope_polylm.backends import create_backend
-        from modelscope_polylm.plugin.placement import choose_device, choose_dtype
+        from modelscope_polylm.backends.placement import choose_device, choose_dtype
         from modelscope_polylm.snapshot import open_snapshot
 
         _check_names(backend_options)

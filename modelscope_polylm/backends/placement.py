@@ -28,7 +28,7 @@ _DTYPES = {
 def choose_device(name: str | torch.device | None) -> torch.device:
     """The device for a name such as 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
 
-    On a host without CUDA, 'gpu' and 'cuda' without a number mean the CPU, as in ModelScope; a warning is logged.
+    On a host without CUDA, 'gpu' and 'cuda' without a number mean the CPU, as in ModelScope; that is logged.
 
     Raises:
         DeviceError: an unknown name, or a numbered GPU that this host does not have.
@@ -42,8 +42,9 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if number is None and not torch.cuda.is_available():
-        if name is not None:
-            logger.warning("Device %r: CUDA is not available on this host, using the CPU instead.", str(name))
+        # ModelScope asks for 'gpu' wherever nothing was asked for
+        level = logging.INFO if name in (None, "gpu") else logging.WARNING
+        logger.log(level, "Device %r: CUDA is not available on this host, using the CPU instead.", str(name))
         return torch.device("cpu")
     index, count = int(number or 0), torch.cuda.device_count()
     if index >= count:

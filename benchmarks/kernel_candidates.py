@@ -1,0 +1,99 @@
+"""Configurations worth trying: a wide net for kernels timed alone, a narrow one for tuning inside a whole step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.kernel_setting import PRODUCTS, Setting, Shape
+from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig, VectorConfig, choose_attention
+
+Config = VectorConfig | MatrixConfig | AttentionConfig
+SHARED_MEMORY = 200_000
+
+
+def _fits(config: MatrixConfig, rows: int) -> bool:
+    return config.stages * (config.block_n + max(16, rows)) * config.block_k * 2 <= SHARED_MEMORY
+
+
+def product_sweep(setting: Setting, rows: int, inputs: int) -> list[Config]:
+    """For a projection timed alone."""
+    if setting.device.type == "cpu":
+        return [VectorConfig(8, 32, 1), MatrixConfig(16, 32, 4, 2)]
+    configs: list[Config] = []
+    if rows <= 8:
+        for block_n, warps, stages in itertools.product((4, 8, 16), (2, 4, 8), (1, 4)):
+            if rows * block_n <= 64 and stages * (block_n + 4 * rows) * 512 * warps <= SHARED_MEMORY:
+                configs.append(VectorConfig(block_n, 256 * warps, warps, stages))
+    if rows >= 2:
+        narrow = ((32, 128, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8))
+        wide = ((64, 128, 4), (128, 64, 4), (128, 64, 8), (256, 64, 8))
+        blocks, cuts = (narrow, (1, 2, 4)) if rows <= 16 else (wide, (1, 2, 3, 4, 6))
+        for (block_n, block_k, warps), stages, parts in itertools.product(blocks, (4, 6), cuts):
+            config = MatrixConfig(block_n, block_k, warps, stages, parts, block_n >= 16 * warps)
+            if _fits(config, rows) and inputs // parts >= 768:
+                configs.append(config)
+    return configs
+
+
+def attention_sweep(setting: Setting, rows: int, group: int) -> list[Config]:
+    """For the decode attention timed alone."""
+    splits = choose_attention(rows // group, setting.shape.heads, group, setting.dtype, setting.device).splits
+    blocks = ((16, 2), (32, 4), (64, 4), (64, 8)) if group == 1 else ((32, 4), (64, 4), (64, 8), (128, 8))
+    cuts = sorted({max(1, splits // 2), splits, min(32, 2 * splits)})
+    return [AttentionConfig(block, warps, cut) for (block, warps), cut in itertools.product(blocks, cuts)]
+
+
+def output_sweep(setting: Setting, rows: int) -> list[Config]:
+    """For the output layer timed alone."""
+    if setting.device.type == "cpu":
+        return [VectorConfig(16, 32, 1)]
+    configs: list[Config] = []
+    if rows == 1:
+        configs += [VectorConfig(n, 1024, 4, stages) for n, stages in itertools.product((8, 16, 32), (1, 3))]
+    blocks = ((64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 64, 8), (256, 64, 8))
+    tried = (MatrixConfig(*block, stages, swap=True) for block, stages in itertools.product(blocks, (3, 4, 5)))
+    return configs + [config for config in tried if _fits(config, rows)]
+
+
+def product_candidates(rows: int, inputs: int) -> list[VectorConfig | MatrixConfig]:
+    """For a projection inside a step: what came out well alone."""
+    if rows <= 2:
+        vectors = ((2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (4, 2048, 8), (8, 2048, 8), (8, 512, 2))
+        return [VectorConfig(*block, stages) for block, stages in itertools.product(vectors, (1, 4))]
+    blocks = [(64, 128, 4, True), (64, 64, 4, True)]
+    if rows <= 8:
+        blocks += [(32, 128, 4, False), (32, 256, 4, False)]
+    else:
+        blocks += [(128, 64, 4, True)] + ([(128, 64, 8, True)] if rows > 16 else [])
+    tried = (
+        MatrixConfig(block_n, block_k, warps, stages, parts, swap)
+        for (block_n, block_k, warps, swap), stages, parts in itertools.product(blocks, (4, 6), (1, 2, 4))
+    )
+    return [config for config in tried if inputs // config.parts >= 1024 and _fits(config, rows)]
+
+
+def attention_candidates() -> list[AttentionConfig]:
+    """For the decode attention inside a step."""
+    return [
+        AttentionConfig(block_t, warps, splits)
+        for block_t, warps, splits in itertools.product((16, 32, 64), (2, 4), (1, 4, 8, 13))
+    ]
+
+
+def output_candidates(rows: int) -> list[VectorConfig | MatrixConfig]:
+    """For the output layer inside a step."""
+    if rows == 1:
+        return [VectorConfig(n, 1024, 4, stages) for n, stages in itertools.product((8, 16), (1, 3))]
+    tried = (
+        MatrixConfig(n, k, warps, stages, swap=True)
+        for n, k, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (3, 4, 5))
+    )
+    return [config for config in tried if _fits(config, rows)]
+
+
+def step_candidates(shape: Shape, rows: int) -> dict[str, Sequence[Any]]:
+    """What each operation of a step may try."""
+    projections = {name: product_candidates(rows, shape.product(name)[1]) for name in PRODUCTS}
+    return {**projections, "attention": attention_candidates(), "output": output_candidates(rows)}

@@ -1,0 +1,119 @@
+"""Block shapes of the kernels, from small tables; nothing is tuned at run time.
+
+The 16-bit choices come from `python -m benchmarks.kernel_tuning` on an NVIDIA H200 with the 13B shape: they are those
+that made a whole captured step fast, which are not always those that are fastest alone (benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from modelscope_polylm.network.kernels.dispatch import multiprocessors
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """Multiply-add kernel for a few rows: a program makes block_n outputs, block_k inputs at a time.
+
+    block_k = 256 * warps lets every thread read each weight row once, 16 bytes at a time, and each input once.
+    """
+
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int = 1  # 1: loads straight to registers; more: asynchronous copies through shared memory
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """Matrix-unit kernel for 2 to 64 rows: block_n outputs a program, K cut in `parts`."""
+
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    parts: int = 1
+    swap: bool = False  # weights as the left operand
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Decode attention: block_t cached positions at a time, the length cut in at most `splits`."""
+
+    block_t: int
+    warps: int
+    splits: int
+    stages: int = 1
+
+
+# most rows and the configuration up to there; projections are told apart by their proportions
+MATRIX_CONFIGS = {
+    "c_attn": (
+        (32, MatrixConfig(64, 128, 4, stages=6, swap=True)),
+        (64, MatrixConfig(128, 64, 4, stages=6, swap=True)),
+    ),
+    "attn.c_proj": ((64, MatrixConfig(64, 128, 4, stages=6, swap=True)),),
+    "c_fc": (
+        (8, MatrixConfig(64, 64, 4, stages=4, swap=True)),
+        (32, MatrixConfig(64, 64, 4, stages=6, swap=True)),
+        (64, MatrixConfig(64, 64, 4, stages=4, swap=True)),
+    ),
+    "mlp.c_proj": (
+        (8, MatrixConfig(32, 128, 4, stages=6, parts=4)),
+        (64, MatrixConfig(64, 128, 4, stages=6, parts=4, swap=True)),
+    ),
+}
+LARGE_MATRIX = 100_000_000
+MIN_PART = 1024
+
+
+def choose_linear(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> VectorConfig | MatrixConfig | None:
+    """The kernel for x [rows <= 64, inputs] @ weight [outputs, inputs]; None where the library product is as good."""
+    if dtype == torch.float32:
+        return VectorConfig(block_n=4, block_k=512, warps=4) if rows <= 8 else None
+    if rows <= 2:
+        return VectorConfig(block_n=2 if outputs * inputs > LARGE_MATRIX else 8, block_k=1024, warps=4)
+    table = MATRIX_CONFIGS[_projection(outputs, inputs)]
+    config = next(config for most, config in table if rows <= most)
+    return replace(config, parts=_parts(inputs, config.parts))
+
+
+def _projection(outputs: int, inputs: int) -> str:
+    if outputs >= 4 * inputs:
+        return "c_fc"
+    if inputs >= 4 * outputs:
+        return "mlp.c_proj"
+    return "c_attn" if outputs == 3 * inputs else "attn.c_proj"
+
+
+def _parts(inputs: int, most: int) -> int:
+    parts = most
+    while parts > 1 and inputs // parts < MIN_PART:
+        parts //= 2
+    return parts
+
+
+def choose_attention(groups: int, heads: int, group: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
+    """Cuts the length so that few rows fill the card; independent of the lengths, which grow on the device."""
+    programs, processors = groups * heads, multiprocessors(device)
+    splits = max(1, min(13, round(2.5 * processors / programs)))
+    if dtype == torch.float32:
+        return AttentionConfig(32 if group == 1 else 16, warps=4, splits=splits)
+    if group > 1:
+        return AttentionConfig(64, warps=2, splits=splits)
+    if programs > 8 * processors:
+        return AttentionConfig(16, warps=4, splits=splits)
+    return AttentionConfig(32, warps=2, splits=splits)
+
+
+def choose_output(rows: int, top: int, dtype: torch.dtype) -> VectorConfig | MatrixConfig | None:
+    """The kernel for hidden [rows, D] @ embedding [V, D]; a tile holds many more tokens than it keeps."""
+    if dtype == torch.float32:
+        return VectorConfig(block_n=16, block_k=256, warps=4) if rows <= 4 else None
+    if rows == 1 and top == 1:
+        return VectorConfig(block_n=8, block_k=1024, warps=4)
+    if rows <= 32:
+        return MatrixConfig(128, 128, 4, stages=4, swap=True)
+    return MatrixConfig(128, 64, 8, stages=4, swap=True)

@@ -1,0 +1,99 @@
+"""Which implementation runs: Triton kernels or their torch twins."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modelscope_polylm.errors import DeviceError, OptionError
+
+MODES = ("auto", "torch", "triton")
+MAX_ROWS = 64
+COUNTERS = 1 << 16
+
+
+@dataclass
+class KernelSettings:
+    """How kernels are chosen and launched.
+
+    mode: 'auto' takes Triton on CUDA, 'torch' always takes the twin, 'triton' takes the kernels on any device (on a CPU
+        only under Triton's interpreter). The environment variable POLYLM_KERNELS sets the first value.
+    overlap: launch each kernel while the one before it ends (programmatic dependent launch, compute capability 9.0
+        and later).
+    """
+
+    mode: str = "auto"
+    overlap: bool = True
+
+
+def _initial_settings() -> KernelSettings:
+    mode = os.environ.get("POLYLM_KERNELS", "auto")
+    if mode not in MODES:
+        raise OptionError(f"POLYLM_KERNELS={mode!r} is not a kernel mode: set it to one of {', '.join(MODES)}.")
+    return KernelSettings(mode)
+
+
+settings = _initial_settings()
+
+
+@contextmanager
+def kernel_settings(mode: str | None = None, overlap: bool | None = None) -> Iterator[None]:
+    """Sets the mode or the overlap of kernels inside a `with` block."""
+    if mode is not None and mode not in MODES:
+        raise OptionError(f"{mode!r} is not a kernel mode: choose one of {', '.join(MODES)}.")
+    before = (settings.mode, settings.overlap)
+    settings.mode = settings.mode if mode is None else mode
+    settings.overlap = settings.overlap if overlap is None else overlap
+    try:
+        yield
+    finally:
+        settings.mode, settings.overlap = before
+
+
+@functools.cache
+def triton_available() -> bool:
+    """Whether Triton can be imported; it is not imported here."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def uses_triton(*tensors: Tensor) -> bool:
+    """Whether the kernels run on these tensors: the mode, the device and the layout must allow it."""
+    if settings.mode == "torch" or not triton_available():
+        return False
+    return all((tensor.is_cuda or settings.mode == "triton") and tensor.is_contiguous() for tensor in tensors)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Number of streaming multiprocessors; 4 on a CPU, where only the interpreter asks."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@functools.cache
+def _supports_overlap(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels on this device are launched with programmatic dependent launch."""
+    return settings.overlap and _supports_overlap(device)
+
+
+@functools.cache
+def counters(device: torch.device) -> Tensor:
+    """[COUNTERS] int32 zeros shared by all kernels of a device, which leave zeros behind.
+
+    Kernels of one device must therefore run in one order: on one stream, or on streams that wait for each other.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise DeviceError(
+            "The kernels' counters were asked for during a graph capture: run the step once before capturing it."
+        )
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)

@@ -1,0 +1,33 @@
+"""Kernel of `layer_norm`: one program for each row."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
+
+
+@triton.jit
+def layer_norm_kernel(x, weight, bias, out, epsilon, D: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr):
+    # x: [R, D] fp32, weight, bias: [D], out: [R, D]
+    admit_next(OVERLAP)
+    d = tl.arange(0, WIDTH)
+    scale = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
+    shift = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
+    wait_for_previous(OVERLAP)
+    place = tl.program_id(0).to(tl.int64) * D + d
+    value = tl.load(x + place, mask=d < D, other=0.0).to(tl.float32)
+    mean = tl.sum(value) / D
+    centred = tl.where(d < D, value - mean, 0.0)
+    deviation = tl.rsqrt(tl.sum(centred * centred) / D + epsilon)
+    tl.store(out + place, centred * deviation * scale + shift, mask=d < D)
+
+
+def launch_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float, warps: int = 8) -> None:
+    # x: [R, D] fp32, weight, bias: [D], out: [R, D]
+    rows, width = x.shape
+    layer_norm_kernel[(rows,)](
+        x, weight, bias, out, epsilon, D=width, WIDTH=triton.next_power_of_2(width), **launch_options(x.device, warps)
+    )

@@ -1,0 +1,49 @@
+"""The order of kernels and of the programs of one kernel.
+
+Programmatic dependent launch: a kernel starts while the kernel before it ends.
+
+Rule for every kernel: what an earlier kernel wrote is read, and anything is written, only after `wait_for_previous`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from modelscope_polylm.network.kernels.dispatch import overlaps
+
+
+@triton.jit
+def admit_next(OVERLAP: tl.constexpr):
+    # the next kernel may start as soon as every program of this one has come here
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_previous(OVERLAP: tl.constexpr):
+    if OVERLAP:
+        gdc_wait()
+
+
+@triton.jit
+def last_to_arrive(counter, programs):
+    # true in the last of `programs` programs; what the others stored is then visible, and the counter is zero again
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter, 1, sem="acq_rel")
+    if arrived == programs - 1:
+        tl.store(counter, 0)
+    return arrived == programs - 1
+
+
+def launch_options(device: torch.device, warps: int, stages: int = 1) -> dict[str, Any]:
+    """Keyword arguments of a kernel launch, OVERLAP among them."""
+    overlap = overlaps(device)
+    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "OVERLAP": overlap}
+    if overlap:
+        options["launch_pdl"] = True
+    return options

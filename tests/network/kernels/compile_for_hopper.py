@@ -1,0 +1,80 @@
+"""Compiles the kernels of a decode step for compute capability 9.0 on a machine without a GPU: a program of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from modelscope_polylm.network.kernels import configs, order_triton
+from modelscope_polylm.network.kernels.attention import decode_attention
+from modelscope_polylm.network.kernels.dispatch import kernel_settings
+from modelscope_polylm.network.kernels.layer_norm import layer_norm
+from modelscope_polylm.network.kernels.linear import linear, linear_add_
+from modelscope_polylm.network.kernels.output import output_candidates, output_logits
+
+SHARED_MEMORY = 227 * 1024
+compiled: list[str] = []
+
+
+class Hopper:
+    """Enough of a Triton driver to compile, not to launch."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+def compile_only(kernel: JITFunction, grid: Any) -> Callable[..., None]:
+    """Takes the place of a launch."""
+
+    def launch(*arguments: Any, **options: Any) -> None:
+        binary = kernel.warmup(*arguments, grid=grid, **options)
+        assert binary.metadata.shared <= SHARED_MEMORY, f"{kernel.__name__}: {binary.metadata.shared} bytes shared"
+        assert "griddepcontrol.wait" in binary.asm["ptx"], f"{kernel.__name__} does not wait for the kernel before it"
+        compiled.append(kernel.__name__)
+
+    return launch
+
+
+def zeros(*size: int) -> torch.Tensor:
+    return torch.zeros(*size, dtype=torch.bfloat16)
+
+
+def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> None:
+    """Calls every operation once with its default configuration, in the sizes of the 13B network."""
+    width = 128 * heads
+    x, residual, bias = zeros(rows, width), torch.zeros(rows, width), zeros(4 * width)
+    layer_norm(residual, bias[:width], bias[:width], 1e-5)
+    linear(x, zeros(3 * width, width), bias[: 3 * width])
+    linear_add_(residual, x, zeros(width, width), bias[:width])
+    linear(x, zeros(4 * width, width), bias, gelu=True)
+    linear_add_(residual, zeros(rows, 4 * width), zeros(width, 4 * width), bias[:width])
+    cache = zeros(heads, 64, 128)
+    table, lengths = torch.zeros(rows, 32, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
+    decode_attention(zeros(rows, 3 * width), cache, cache, table, lengths, lengths, group)
+    output_candidates(x, zeros(vocab, width), 1 if rows == 1 else 2 * group, vocab)
+    output_logits(x, zeros(vocab, width), vocab)
+
+
+if __name__ == "__main__":
+    driver.set_active(Hopper())
+    JITFunction.__getitem__ = compile_only
+    order_triton.overlaps = lambda device: True
+    configs.multiprocessors = lambda device: 132
+    with kernel_settings("triton"):
+        # each number of rows has block shapes of its own
+        for rows, group in ((1, 1), (4, 4), (16, 1), (32, 4), (64, 1)):
+            compile_step(rows, group)
+    print(len(compiled), "kernels compiled")
+    sys.exit(0)
