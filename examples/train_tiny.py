@@ -10,7 +10,6 @@ with the weights rounded to bfloat16, reads it back, and prints how many pairs t
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import random
 import time
@@ -20,65 +19,21 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from tiny_corpus import BLOCKS, Pair, pairs
+from tiny_corpus import Pair, pairs
 from tiny_snapshot import CONFIG, GENERATION, write_card, write_snapshot
+from tiny_tokenizer import END, train_tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 BUNDLED = Path(__file__).resolve().parent.parent / "modelscope_polylm" / "tiny"
-VOCABULARY = 3000
-END = 2
 TURNS = 3  # a training dialogue holds three turns, so that chats with a history work as well
 DIALOGUES = 16
+SLIPS = 0.08
+UNLIKELY = -14.0  # natural logarithm of a probability
 PEAK_RATE = 1.5e-3
 WARMUP = 100
 SEED = 20230712
-# Letters that any text in these languages may need; whatever is missing falls back to bytes.
-ALPHABETS = (
-    (0x21, 0x7E),  # ASCII
-    (0xC0, 0xFF),  # Latin letters with accents
-    (0x410, 0x44F),  # Cyrillic
-    (0x5D0, 0x5EA),  # Hebrew
-    (0x621, 0x64A),  # Arabic
-    (0xE01, 0xE3A),  # Thai
-    (0x3041, 0x30F6),  # Hiragana and Katakana
-)
-
 Turn = tuple[list[int], list[int]]
-
-
-def tokenizer_lines() -> Iterator[str]:
-    """Yield prompts, answers, and each name on its own, so that names become pieces before whole phrases do."""
-    for pair in pairs():
-        yield from pair.prompt.splitlines()
-        yield pair.answer
-    for block in BLOCKS:
-        yield from [name for names in block.forms for name in names] * 8
-
-
-def train_tokenizer() -> bytes:
-    """Train a tokenizer with PolyLM's settings; newline is no piece of its own and therefore the byte piece <0x0A>."""
-    required = "".join(chr(code) for first, last in ALPHABETS for code in range(first, last + 1))
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=tokenizer_lines(),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCABULARY,
-        character_coverage=1.0,
-        required_chars=required,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=END,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def batches(turns: list[Turn], shuffle: random.Random) -> Iterator[list[list[Turn]]]:
@@ -108,13 +63,31 @@ def dialogue_tensors(dialogues: list[list[Turn]], newline: list[int]) -> tuple[T
     return pad(rows, batch_first=True, padding_value=END), pad(labels, batch_first=True, padding_value=-100)
 
 
+def with_slips(inputs: Tensor, labels: Tensor) -> Tensor:
+    """Put a wrong piece, or the next right one, in place of some pieces of the answers; the labels stay right.
+
+    So an answer that has gone wrong or has left a piece out still ends in its time. Otherwise it ends early, and beam
+    search, which stops at the fourth finished answer, may stop before the right one is finished.
+    """
+    # inputs, labels: [batch, length] -> [batch, length]
+    answers = torch.zeros_like(inputs, dtype=torch.bool)
+    answers[:, 1:] = labels[:, :-1] > END
+    random_pieces = inputs[answers][torch.randint(int(answers.sum()), inputs.shape)]
+    wrong = torch.where(torch.rand(inputs.shape) < 0.5, random_pieces, inputs.roll(-1, dims=1))
+    return torch.where(answers & (torch.rand(inputs.shape) < SLIPS), wrong, inputs)
+
+
 def loss_of(model: GPT2LMHeadModel, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the answers, and a penalty where </s> is not next but at all likely, for the same reason."""
     # inputs, labels: [batch, length] -> scalar; the output layer sees only the positions that are learnt
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.transformer(inputs, use_cache=False).last_hidden_state
         learnt = labels != -100
         logits = model.lm_head(hidden[learnt])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[learnt])
+    targets = labels[learnt]
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    early_end = torch.relu(log_probabilities[targets != END, END] - UNLIKELY).mean()
+    return torch.nn.functional.nll_loss(log_probabilities, targets) + 0.1 * early_end
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -133,7 +106,8 @@ def train(tokenizer: sentencepiece.SentencePieceProcessor, steps: int) -> GPT2LM
     newline = tokenizer.encode("\n")
     started = time.perf_counter()
     for step, dialogues in zip(range(1, steps + 1), batches(turns, random.Random(SEED)), strict=False):
-        loss = loss_of(model, *dialogue_tensors(dialogues, newline))
+        inputs, labels = dialogue_tensors(dialogues, newline)
+        loss = loss_of(model, with_slips(inputs, labels), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,0 +1,133 @@
+"""The tables in README and docs, made from the code.
+
+`python -m tests.page_tables` writes them anew. Columns written by hand (advice, translations) stay as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from modelscope_polylm import errors
+from modelscope_polylm.generation.options import option_fields
+from modelscope_polylm.releases import RELEASES
+from modelscope_polylm.text.prompt_formats import FORMATS
+
+ROOT = Path(__file__).parents[1]
+TRANSLATED = {"README.zh-CN.md": "README.md"}
+PAGES = ["README.md", *TRANSLATED, *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+MARKED = re.compile(r"<!-- (?P<name>\w+): begin -->\n(?P<table>.*?)<!-- (?P=name): end -->", re.DOTALL)
+
+
+class Table(NamedTuple):
+    """Of the columns the last `by_hand` are written by hand, and the last `translated` in a translated page."""
+
+    header: list[str]
+    rows: list[list[str]]
+    by_hand: int = 0
+    translated: int = 1
+
+
+def first_sentence(text: str | None) -> str:
+    return re.split(r"(?<=\.)\s", " ".join((text or "").split()), maxsplit=1)[0]
+
+
+def code(value: object) -> str:
+    return f"`{value}`" if value is not None else ""
+
+
+def options_table() -> Table:
+    rows = [[code(field.name), code(repr(field.default)), field.metadata["help"]] for field in option_fields()]
+    return Table(["option", "default", "meaning"], rows)
+
+
+def errors_table() -> Table:
+    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if errors.PolyLMError in kind.__bases__]
+    rows = [
+        [code(kind.__name__), code(kind.__bases__[1].__name__), first_sentence(kind.__doc__), ""] for kind in classes
+    ]
+    return Table(["class", "is also", "when", "what to do"], rows, by_hand=1, translated=2)
+
+
+def commands_table() -> Table:
+    import typer
+
+    from modelscope_polylm.app.cli import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    rows = [
+        [code(f"polylm {name}"), command.short_help or first_sentence(command.help)]
+        for name, command in commands.items()
+    ]
+    return Table(["command", "what it does"], rows)
+
+
+def releases_table() -> Table:
+    rows = [
+        [code(release.name), code(release.model_id), code(release.revision), release.kind, code(release.prompt_format)]
+        for release in RELEASES.values()
+    ]
+    return Table(["short name", "ModelScope id", "revision", "kind", "prompt format"], rows)
+
+
+def settings_table() -> Table:
+    rows = [
+        [code(release.name), code(", ".join(f"{name}={value!r}" for name, value in release.generation.items()))]
+        for release in RELEASES.values()
+    ]
+    return Table(["short name", "options"], rows)
+
+
+def formats_table() -> Table:
+    rows = [
+        [code(format.name), code(repr(format.last_turn)), code(format.earlier_turn and repr(format.earlier_turn))]
+        for format in FORMATS.values()
+    ]
+    return Table(["format", "last turn", "earlier turns"], rows)
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "commands": commands_table,
+    "errors": errors_table,
+    "formats": formats_table,
+    "options": options_table,
+    "releases": releases_table,
+    "settings": settings_table,
+}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def line_of(row: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def renewed(text: str, translated: bool = False) -> str:
+    """The page with its tables written anew, but for the columns written by hand."""
+
+    def renew(found: re.Match[str]) -> str:
+        name, table = found["name"], TABLES[found["name"]]()
+        present = found["table"].splitlines()
+        kept = table.translated if translated else table.by_hand
+        by_hand = {cells(line)[0]: cells(line)[-kept:] for line in present[2:] if kept}
+        rows = [[*row[: len(row) - kept], *by_hand.get(row[0], row[len(row) - kept :])] for row in table.rows]
+        header = present[:2] if translated and present else [line_of(table.header), "|" + "---|" * len(table.header)]
+        return "\n".join([f"<!-- {name}: begin -->", *header, *map(line_of, rows), f"<!-- {name}: end -->"])
+
+    return MARKED.sub(renew, text)
+
+
+def main() -> None:
+    """Write the tables of all pages anew."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(renewed(text, page in TRANSLATED), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
