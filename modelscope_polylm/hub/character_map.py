@@ -1,0 +1,123 @@
+"""The character map of a SentencePiece normalizer, and the same map as a sequence of steps of the `tokenizers` library.
+
+SentencePiece rewrites the longest rule that matches, from left to right. `tokenizers` has a step for the same map,
+Precompiled, but it works by grapheme cluster and takes the shortest rule. So the text is first cut with marks into the
+units that SentencePiece rewrites, and every step works inside the marks: Precompiled sees one character at a time, and
+the rules of several characters, nearly all of which compose one character, are left to NFC.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from modelscope_polylm.hub.character_pattern import cut_pattern, one_of
+
+Step = dict[str, Any]
+
+# Unassigned code points that separate graphemes and that no rule touches.
+CUT, JOIN, ESCAPE = "\ufff0", "\ufff1", "\ufff2"
+ESCAPED = {ESCAPE: ESCAPE + "2", CUT: ESCAPE + "0", JOIN: ESCAPE + "1"}
+
+
+@functools.lru_cache(maxsize=4)
+def read_rules(character_map: bytes) -> dict[str, str]:
+    """What each text is rewritten to, from `NormalizerSpec.precompiled_charsmap`, a Darts double array."""
+    (size,) = struct.unpack_from("<I", character_map)
+    units = struct.unpack_from(f"<{size // 4}I", character_map, 4)
+    outputs = character_map[4 + size :]
+    children = _children(units)
+    rules: dict[str, str] = {}
+    waiting = [(_offset(units[0]), b"")]
+    while waiting:
+        base, prefix = waiting.pop()
+        for label, position in children.get(base, ()):
+            unit, text = units[position], prefix + bytes([label])
+            target = position ^ _offset(unit)
+            if unit >> 8 & 1:
+                start = units[target] & 0x7FFFFFFF
+                rules[text.decode()] = outputs[start : outputs.index(b"\0", start)].decode()
+            waiting.append((target, text))
+    return rules
+
+
+@functools.lru_cache(maxsize=4)
+def character_steps(character_map: bytes) -> tuple[Step, ...]:
+    """Normalizer steps of `tokenizers` that rewrite as SentencePiece does."""
+    rules = read_rules(character_map)
+    several = [text for text in rules if len(text) > 1]
+    return (
+        *(replace(mark, escaped) for mark, escaped in ESCAPED.items()),
+        replace_pattern(cut_pattern(several), CUT),
+        *_spelled_out(rules),
+        replace_pattern(rf"(?<=[^{CUT}])(?=[^{CUT}\x00-\x7f])", JOIN),
+        {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(character_map).decode()},
+        replace(JOIN, ""),
+        {"type": "NFC"},
+        replace(CUT, ""),
+        *(replace(escaped, mark) for mark, escaped in reversed(ESCAPED.items())),
+    )
+
+
+def inexact_rules(character_map: bytes) -> list[str]:
+    """The texts that the steps may rewrite differently: none in the maps that SentencePiece ships."""
+    rules = read_rules(character_map)
+    composed = _composed({output: output for output in rules.values()})
+    return [text for text, output in rules.items() if not _is_followed(text, output, rules, composed)]
+
+
+def replace(text: str, content: str) -> Step:
+    """A step that replaces a text."""
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+def replace_pattern(pattern: str, content: str) -> Step:
+    """A step that replaces what a regular expression (Oniguruma's) matches."""
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _is_followed(text: str, output: str, rules: Mapping[str, str], composed: Mapping[str, str]) -> bool:
+    is_settled = composed[output] == output and (
+        len(text) == 1 or all(rules.get(part, part) == part for part in output)
+    )
+    is_apart = not set(text) & set(ESCAPED) and text[0] not in "012" and not any(part < "\x80" for part in text[1:])
+    return is_settled and is_apart and "  " not in output
+
+
+def _spelled_out(rules: Mapping[str, str]) -> list[Step]:
+    """Steps for the rules of several characters that do more than compose their characters' own outputs."""
+    single = {text: "".join(rules.get(part, part) for part in text) for text in rules if len(text) > 1}
+    composed = _composed(single)
+    texts: dict[str, list[str]] = {}
+    for text in single:
+        if composed[text] != rules[text]:
+            texts.setdefault(rules[text], []).append(text)
+    return [
+        replace_pattern(rf"(?<![^{CUT}\x00-\x7f])(?:{one_of(alike)})(?={CUT})", output)
+        for output, alike in texts.items()
+    ]
+
+
+def _composed(texts: Mapping[str, str]) -> dict[str, str]:
+    """The texts as the NFC of the `tokenizers` library leaves them, which knows fewer characters than Python's."""
+    from tokenizers import normalizers
+
+    together = normalizers.NFC().normalize_str(CUT.join(texts.values()))
+    return dict(zip(texts, together.split(CUT), strict=True))
+
+
+def _children(units: tuple[int, ...]) -> dict[int, list[tuple[int, int]]]:
+    """Base of a node to the labels and positions of the units that may follow it."""
+    children: dict[int, list[tuple[int, int]]] = {}
+    for position, unit in enumerate(units):
+        label = unit & 0xFF
+        if label and not unit >> 31:
+            children.setdefault(position ^ label, []).append((label, position))
+    return children
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10) << ((unit & 1 << 9) >> 6)

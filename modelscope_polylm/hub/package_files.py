@@ -1,0 +1,131 @@
+"""The small files of a hub package: everything but weights, tokenizer and model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modelscope_polylm.hub.chat_template import chat_template
+from modelscope_polylm.snapshot import Snapshot
+
+# Settings of a config.json that are kept as they are where the snapshot has them, else written with these values.
+NETWORK_DEFAULTS: Mapping[str, Any] = {
+    "activation_function": "gelu_fast",
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "initializer_range": 0.02,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "use_cache": True,
+}
+WRAPPER = "ms_wrapper.py"
+CHECKSUMS = "SHA256SUMS"
+TOKENIZER_JSON = "tokenizer.json"
+
+
+def small_files(snapshot: Snapshot, dtype: str, version: str) -> dict[str, str]:
+    """Name to contents of the JSON files, and of the wrapper by which ModelScope finds this package.
+
+    Args:
+        snapshot: the opened source.
+        dtype: torch's name of the type of the packaged weights.
+        version: of this package, the least that the wrapper asks for.
+    """
+    return {
+        "config.json": _json(_config(snapshot, dtype)),
+        "generation_config.json": _json(_generation_config(snapshot)),
+        "tokenizer_config.json": _json(_tokenizer_config(snapshot)),
+        "configuration.json": _json(_configuration(snapshot)),
+        WRAPPER: "import modelscope_polylm  # noqa: F401\n",
+        "requirements.txt": f"modelscope-polylm>={version}\n",
+    }
+
+
+def _config(snapshot: Snapshot, dtype: str) -> dict[str, Any]:
+    source = json.loads((snapshot.folder / "config.json").read_text(encoding="utf-8"))
+    config = snapshot.config
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.positions,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_inner": config.inner,
+        "layer_norm_epsilon": config.epsilon,
+        **{name: source.get(name, value) for name, value in NETWORK_DEFAULTS.items()},
+        "tie_word_embeddings": True,
+        # transformers 4 reads the first name, 5 the second.
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        **_token_ids(snapshot),
+    }
+
+
+def _generation_config(snapshot: Snapshot) -> dict[str, Any]:
+    return {**snapshot.generation, **{name: id for name, id in _token_ids(snapshot).items() if name != "eos_token_id"}}
+
+
+def _token_ids(snapshot: Snapshot) -> dict[str, int]:
+    tokenizer = snapshot.tokenizer
+    # PolyLM has no padding token; what follows the end of a text is never read.
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    return ids if tokenizer.bos_token_id is None else {"bos_token_id": tokenizer.bos_token_id, **ids}
+
+
+def _tokenizer_config(snapshot: Snapshot) -> dict[str, Any]:
+    tokenizer = snapshot.tokenizer
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    special = {str(id): {"content": tokenizer.id_to_piece(id), **flags} for id in sorted(tokenizer.special_ids)}
+    named = {
+        "unk_token": tokenizer.unk_token_id,
+        "eos_token": tokenizer.eos_token_id,
+        "pad_token": tokenizer.eos_token_id,
+    }
+    if tokenizer.bos_token_id is not None:
+        named["bos_token"] = tokenizer.bos_token_id
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{name: tokenizer.id_to_piece(id) for name, id in named.items()},
+        "added_tokens_decoder": special,
+        "model_max_length": snapshot.config.positions,
+        # Without token_type_ids: GPT-2 would add an embedding for each.
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        # Text that spells </s> is text, as for SentencePiece.
+        "split_special_tokens": True,
+        "chat_template": chat_template(snapshot.prompt_format),
+    }
+
+
+def _configuration(snapshot: Snapshot) -> dict[str, Any]:
+    release = {"release": snapshot.release.name} if snapshot.release else {}
+    return {
+        "framework": "pytorch",
+        "task": "text-generation",
+        "model": {"type": "polylm"},
+        "pipeline": {"type": "polylm-text-generation"},
+        "preprocessor": {"type": "polylm-tokenizer"},
+        **release,
+        "prompt_format": snapshot.prompt_format.name,
+        "allow_remote": True,
+    }
+
+
+def has_prompt_format(folder: Path) -> bool:
+    """Whether a snapshot's configuration.json says how it is prompted."""
+    try:
+        configuration = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(configuration, dict) and configuration.get("prompt_format") is not None
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

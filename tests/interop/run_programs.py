@@ -1,0 +1,22 @@
+"""Runs one of this folder's programs in an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.interop.environments import python_of
+
+HERE = Path(__file__).parent
+
+
+def run_program(environment: str, program: str, *arguments: object, timeout: int = 600) -> Any:
+    """What the program prints as its last line, which is JSON."""
+    command = [str(python_of(environment)), str(HERE / program), *map(str, arguments)]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=timeout, cwd=HERE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
