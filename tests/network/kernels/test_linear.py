@@ -10,7 +10,7 @@ from modelscope_polylm.network.kernels.linear import linear, linear_add_, linear
 from tests.network.kernels.random_tensors import random, relative_error
 
 CONFIGS = [
-    VectorConfig(block_n=4, block_k=64, warps=1),
+    VectorConfig(block_n=8, block_k=64, warps=1),
     VectorConfig(block_n=16, block_k=32, warps=4, stages=3),
     MatrixConfig(block_n=32, block_k=32, warps=4, stages=3),
     MatrixConfig(block_n=16, block_k=32, warps=4, stages=3, parts=3),
@@ -30,8 +30,7 @@ def arguments(rows, outputs, inputs, dtype, device):
 def test_kernels_agree_with_the_twins(shape, config, device, dtype, tolerance):
     x, weight, bias = arguments(*shape, dtype, device)
     exact = x.double(), weight.double(), bias.double()
-    for gelu in (False, True):
-        assert relative_error(linear(x, weight, bias, gelu, config), linear_reference(*exact, gelu)) < tolerance
+    assert relative_error(linear(x, weight, bias, True, config), linear_reference(*exact, True)) < tolerance
     residual = random(shape[0], shape[1], device=device)
     expected = residual.double()
     linear_add_reference_(expected, *exact)
@@ -44,7 +43,8 @@ def test_kernels_agree_with_the_twins(shape, config, device, dtype, tolerance):
 def test_result_does_not_depend_on_the_run(config, device):
     x, weight, bias = arguments(2, 48, 128, torch.float16, device)
     first = linear(x, weight, bias, config=config)
-    assert all(torch.equal(first, linear(x, weight, bias, config=config)) for _ in range(2))
+    assert relative_error(first, linear_reference(x.double(), weight.double(), bias.double())) < 1e-3
+    assert torch.equal(first, linear(x, weight, bias, config=config))
     assert not counters(x.device).any()
 
 
