@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from modelscope_polylm.errors import DeviceError, OptionError
 from modelscope_polylm.backends.placement import choose_device, choose_dtype
+from modelscope_polylm.errors import DeviceError, OptionError
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_an_answer_ends_behind_a_stop_string(tmp_path: Path):
 
 
 def test_a_minimum_above_the_limit_is_refused(engine):
-    with pytest.raises(OptionError, match="at most 5 new tokens, but .* asks for 9"):
+    with pytest.raises(OptionError, match=r"at most 5 new tokens, but .* asks for 9"):
         generate(engine, [[1, 2]], max_new_tokens=5, min_length=11)
 
 
