@@ -41,6 +41,8 @@ setup(
         "accelerate>=1.0",
         "safetensors>=0.4",
         "typer>=0.15",
+        "rich>=13",
+        "prompt_toolkit>=3.0",
     ],
     extras_require={
         "web": ["gradio>=6.31"],

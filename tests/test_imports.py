@@ -22,8 +22,9 @@ BELOW["default_options"] = {"errors", "releases", "text", "network"}
 BELOW["snapshot"] = {*BELOW["default_options"], "default_options"}
 BELOW["generation"] = {"errors", "text", "network"}
 BELOW["backends"] = {*BELOW["snapshot"], "snapshot", "generation"}
-BELOW["plugin"] = BELOW["hub"] = {*BELOW["backends"], "backends"}
-BELOW["app"] = BELOW["__main__"] = {*BELOW["plugin"], "plugin", "hub", "app"}
+BELOW["hub"] = {*BELOW["backends"], "backends"}
+BELOW["plugin"] = {*BELOW["hub"], "hub"}
+BELOW["app"] = BELOW["__main__"] = {*BELOW["plugin"], "plugin", "app"}
 BELOW[""] = {*BELOW["plugin"], "plugin"}
 FACES = {"plugin", "hub", "app", "__main__", ""}  # of the package towards ModelScope, the hub and people
 FOR_VERSION = {"hub", "app"}  # may import the package itself, to name its version

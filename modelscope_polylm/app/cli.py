@@ -12,18 +12,29 @@ from typing import Annotated
 import typer
 
 import modelscope_polylm
+from modelscope_polylm.app.batch.command import batch
+from modelscope_polylm.app.bench_command import bench
+from modelscope_polylm.app.chat.command import chat
+from modelscope_polylm.app.command_group import CommandGroup
 from modelscope_polylm.app.demo import demo
 from modelscope_polylm.app.generate import generate
-from modelscope_polylm.app.reporting import reports_errors
+from modelscope_polylm.app.hub_commands import package, upload, verify
+from modelscope_polylm.app.info import info
+from modelscope_polylm.app.reporting import EXIT_CODES, reports_errors
+from modelscope_polylm.app.terminal import replace_unknown_characters
+from modelscope_polylm.app.tokens import tokens
+from modelscope_polylm.app.web import web
 
 app = typer.Typer(
     name="polylm",
+    cls=CommandGroup,
     help="PolyLM, a language model for 18 languages.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate):
+for command in (demo, generate, chat, batch, web, info, tokens, bench, package, verify, upload):
     app.command()(reports_errors(command))
 
 
@@ -43,10 +54,11 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "polylm") -> None:
-    """Run the command line and end the process: 0 if all went well, 2 for a wrong input or option, 1 for other errors.
+    """Run the command line and end the process with an exit code of `reporting.EXIT_CODES`.
 
     Args:
         arguments: what follows the program's name; that of this process if None.
         program: the name that help texts show.
     """
+    replace_unknown_characters()
     app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=program)

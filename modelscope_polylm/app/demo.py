@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-import typer
-
+from modelscope_polylm.app.model_flags import DeviceFlag, ModelFlag
+from modelscope_polylm.app.model_loading import find_model
+from modelscope_polylm.app.terminal import write
 from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, translation_request
 
 OPTIONS: dict[str, Any] = {
@@ -18,31 +19,26 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def demo(
-    *,
-    model: Annotated[
-        str, typer.Option(help="A folder, a hub id, or a release such as tiny or assistant-13b.")
-    ] = "tiny",
-    device: Annotated[str | None, typer.Option(help="cpu, gpu, cuda:1, ...; a GPU if there is one.")] = None,
-) -> None:
-    """Translate a sentence into all 18 languages with the bundled demonstration model, by ModelScope's pipeline."""
-    os.environ.setdefault("MODELSCOPE_LOG_LEVEL", "40")  # ModelScope's own notices would hide the answers
+def demo(*, model: ModelFlag = "tiny", device: DeviceFlag = None) -> None:
+    """Translate a sentence into 18 languages.
+
+    With the bundled demonstration model, by ModelScope's pipeline.
+    """
     from modelscope.pipelines import pipeline
     from modelscope.utils.constant import Tasks
 
-    from modelscope_polylm.hub.resolve import resolve
-    from modelscope_polylm.plugin.placement import choose_device
+    from modelscope_polylm.backends.placement import choose_device
 
-    pipe = pipeline(Tasks.text_generation, model=str(resolve(model)), device=str(choose_device(device)))
-    typer.echo(f"{translate(pipe, 'Chinese')}\n")
-    width = max(map(len, LANGUAGES.values()))
-    for language in LANGUAGES.values():
-        text = SENTENCE if language == "English" else translate(pipe, language)
-        typer.echo(f"{language:{width}}  {text}")
+    pipe = pipeline(Tasks.text_generation, model=str(find_model(model)), device=str(choose_device(device)))
+    write(f"{translate(pipe, ['Chinese'])[0]}\n\n")
+    others = [language for language in LANGUAGES.values() if language != "English"]
+    texts = {"English": SENTENCE, **dict(zip(others, translate(pipe, others), strict=True))}
+    width = max(map(len, texts))
+    write("".join(f"{language:{width}}  {texts[language]}\n" for language in LANGUAGES.values()))
 
 
-def translate(pipe: Any, language: str) -> str:
-    """The sentence in another language, with the published prompt and settings; what follows the prompt."""
-    prompt = f"<|user|>\n{translation_request(SENTENCE, language)}\n<|assistant|>\n"
-    answer: str = pipe(prompt, return_full_text=False, **OPTIONS)["text"]
-    return answer
+def translate(pipe: Any, languages: Sequence[str]) -> list[str]:
+    """The sentence in other languages, with the published prompt and settings; what follows the prompt."""
+    prompts = [f"<|user|>\n{translation_request(SENTENCE, language)}\n<|assistant|>\n" for language in languages]
+    outputs = pipe(prompts, batch_size=len(prompts), return_full_text=False, **OPTIONS)
+    return [output["text"] for output in outputs]

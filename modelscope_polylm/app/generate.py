@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modelscope_polylm.app.answer_record import answer_record
 from modelscope_polylm.app.generation_flags import takes_generation_options
+from modelscope_polylm.app.model_flags import BackendFlag, DeviceFlag, DtypeFlag, JsonFlag, ModelFlag, RevisionFlag
+from modelscope_polylm.app.model_loading import load_model
+from modelscope_polylm.app.terminal import write
 from modelscope_polylm.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,25 +27,29 @@ def generate(
     *,
     text: Annotated[str | None, typer.Argument(help="The text to continue; - reads it from stdin.")] = None,
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.")] = None,
-    model: Annotated[
-        str, typer.Option(help="A folder, a hub id, or a release such as tiny or assistant-13b.")
-    ] = "tiny",
-    revision: Annotated[str | None, typer.Option(help="Tag or branch on the hub.")] = None,
+    model: ModelFlag = "tiny",
+    revision: RevisionFlag = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take the text as a user's message.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, gpu, cuda:1, ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 (default on a GPU), float32 or float16.")] = None,
-    backend: Annotated[str, typer.Option(help="native or transformers.")] = "native",
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    backend: BackendFlag = "native",
+    as_json: JsonFlag = False,
     options: dict[str, Any],
 ) -> None:
-    """Continue a text, or answer a message with --chat. Prints the answer alone, as it comes if the search allows."""
-    given = read_text(text, file)
-    from modelscope_polylm.hub.resolve import resolve
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    """Continue a text, or answer a message.
 
-    generator = TextGenerator.load(resolve(model, revision), device=device, dtype=dtype, backend=backend)
+    Prints the answer alone: as it comes by greedy search and sampling, at the end by beam search, the published default
+    (--num-beams 1 streams).
+    """
+    given = read_text(text, file)
+    generator = load_model(model, revision, device, dtype, backend)
     checked = generator.options(options)
     value = given.rstrip("\n") if chat else given
-    print_answers(generator, generator.reader.read(value, checked, chat=chat), checked)
+    prompt = generator.reader.read(value, checked, chat=chat)
+    if as_json:
+        write(json.dumps(answer_record(generator.reply([prompt], checked)[0]), ensure_ascii=False) + "\n")
+    else:
+        print_answers(generator, prompt, checked)
 
 
 def read_text(text: str | None, file: Path | None) -> str:
@@ -54,11 +63,17 @@ def read_text(text: str | None, file: Path | None) -> str:
     if text not in (None, "-"):
         return str(text)
     try:
-        return (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
+        return (_stdin() if file is None else file.read_bytes()).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{file or 'stdin'} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:
         raise InputError(f"{file or 'stdin'} cannot be read: {error.strerror}.") from error
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise InputError("stdin is closed: give a text or --file FILE.")
+    return sys.stdin.buffer.read()
 
 
 def print_answers(generator: TextGenerator, prompt: Prompt, options: GenerationOptions) -> None:
@@ -72,7 +87,6 @@ def print_answers(generator: TextGenerator, prompt: Prompt, options: GenerationO
             texts = finished.value[0].texts
             break
         if reply is not None:
-            typer.echo(reply.texts[0][shown:], nl=False)
-            sys.stdout.flush()
+            write(reply.texts[0][shown:])
             shown = len(reply.texts[0])
-    typer.echo("\n".join([texts[0][shown:], *texts[1:]]))
+    write("\n".join([texts[0][shown:], *texts[1:]]) + "\n")

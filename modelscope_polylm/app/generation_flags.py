@@ -18,10 +18,12 @@ from modelscope_polylm.generation.options import option_fields
 REPORTS = frozenset({"output_scores", "output_logprobs"})
 """Options that ask for more than texts; commands that print texts alone do not have them."""
 
+FIELDS = {field.name: field for field in option_fields() if field.name not in REPORTS}
+
 
 def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with a flag for each generation option; it receives those that were given as keyword `options`."""
-    fields = [field for field in option_fields() if field.name not in REPORTS]
+    fields = list(FIELDS.values())
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
@@ -73,8 +75,25 @@ def _value(field: Field[Any], given: Any) -> Any:
     if "choices" in field.metadata:
         return _choices(field).get(given.lower(), given)
     if field.metadata.get("nested"):
-        try:
-            return json.loads(given)
-        except ValueError:
-            raise OptionError(f"{field.name}={given!r} is not JSON: write it like [[1, 2], [3]].") from None
+        return _json(field, given)
     return given
+
+
+def typed_value(field: Field[Any], text: str) -> Any:
+    """The value of a text such as '0.7', 'true' or '[[1, 2]]'; its type is checked later. Raises OptionError."""
+    kind = _kind(field)
+    if kind is str:
+        return _value(field, text)
+    if kind == list[str]:
+        return _json(field, text) if text.startswith("[") else text
+    if kind is bool:
+        return {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}.get(text.lower(), text)
+    return _json(field, text)
+
+
+def _json(field: Field[Any], text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        example = "[[1, 2], [3]]" if field.metadata.get("nested") else '["a", "b"]' if "str" in str(field.type) else "2"
+        raise OptionError(f"{field.name}={text!r} cannot be read: write it like {example}.") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.text.model_file import NORMALIZER, PIECE, TRAINER, _fields, has_denormalizer
+from modelscope_polylm.text.model_file import NORMALIZER, PIECE, TRAINER, has_denormalizer, message_fields
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -75,12 +75,12 @@ def read_settings(tokenizer: PolyLMTokenizer) -> TokenizerSettings:
     model = _read(tokenizer.model_file)
     sections: dict[int, dict[int, bytes]] = {TRAINER: {}, NORMALIZER: {}}
     pieces: list[Piece] = []
-    for field in _fields(model):
+    for field in message_fields(model):
         if field.number == PIECE:
             is_special = len(pieces) in tokenizer.special_ids and len(pieces) != tokenizer.unk_token_id
             pieces.append(_piece(field.content, is_special))
         elif field.number in sections:
-            sections[field.number].update((part.number, part.content) for part in _fields(field.content))
+            sections[field.number].update((part.number, part.content) for part in message_fields(field.content))
     trainer, normalizer = sections[TRAINER], sections[NORMALIZER]
     return TokenizerSettings(
         model_type=MODEL_TYPES.get(_number(trainer, 3, 1), "unknown"),
@@ -105,7 +105,7 @@ def _read(file: Path) -> bytes:
 
 
 def _piece(message: bytes, is_special: bool) -> Piece:
-    fields = {field.number: field.content for field in _fields(message)}
+    fields = {field.number: field.content for field in message_fields(message)}
     score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
     type = PieceType.CONTROL if is_special else PieceType(_number(fields, 3, 1))
     return Piece(fields.get(1, b"").decode(), score, type)

@@ -108,6 +108,26 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
         repeated = input_ids.repeat_interleave(len(new) // len(prompts), dim=0)
         return torch.cat([repeated, padded.to(input_ids)], dim=1)
 
+    def save_pretrained(self, target_folder: str | Path, **options: Any) -> None:
+        """Write the folder that `polylm package` writes; every engine reads it.
+
+        Args:
+            target_folder: the folder to write.
+            options: `dtype`, `release`, `max_shard_size`, `force`, `strict`; see `hub.package.package_snapshot`.
+
+        Raises:
+            OptionError: an unknown option, a folder in use, or a snapshot that does not tell its release.
+            DownloadError: the disk is full or failing.
+        """
+        from modelscope_polylm.hub.package import package_snapshot
+
+        known = ("dtype", "release", "max_shard_size", "force", "strict")
+        if unknown := [name for name in options if name not in known]:
+            raise OptionError(f"save_pretrained has no option {unknown[0]!r}: it has {', '.join(known)}.")
+        snapshot = self.generator.snapshot
+        release = snapshot.release.name if snapshot.release else None
+        package_snapshot(snapshot.folder, target_folder, **{"release": release, **options})
+
     def forward(self, input: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
         """Generate from `{'input_ids': ..., 'attention_mask': ...}`; returns `{'sequences': ...}`, see `generate`."""
         return {"sequences": self.generate(input["input_ids"], input.get("attention_mask"), **options)}

@@ -35,14 +35,14 @@ def missing_sections(model: bytes) -> list[str]:
 def has_denormalizer(model: bytes) -> bool:
     """Whether the model rewrites decoded text by rules, which may depend on the text that follows."""
     denormalizers = (section.content for section in _sections(model) if section.number == DENORMALIZER)
-    return any(rule.number == CHARACTER_MAP and rule.content for spec in denormalizers for rule in _fields(spec))
+    return any(rule.number == CHARACTER_MAP and rule.content for spec in denormalizers for rule in message_fields(spec))
 
 
 def with_control_pieces(model: bytes, ids: Collection[int]) -> bytes:
     """The model with the pieces `ids` turned into control pieces, so that no text is ever encoded to them."""
     parts: list[bytes] = []
     piece_id = 0
-    for field in _fields(model):
+    for field in message_fields(model):
         is_piece = field.number == PIECE
         parts.append(_control_piece(field.content) if is_piece and piece_id in ids else field.encoded)
         piece_id += is_piece
@@ -50,7 +50,7 @@ def with_control_pieces(model: bytes, ids: Collection[int]) -> bytes:
 
 
 def _control_piece(piece: bytes) -> bytes:
-    kept = b"".join(field.encoded for field in _fields(piece) if field.number != PIECE_TYPE)
+    kept = b"".join(field.encoded for field in message_fields(piece) if field.number != PIECE_TYPE)
     content = kept + bytes([PIECE_TYPE << 3 | _VARINT, CONTROL])
     return bytes([PIECE << 3 | _BYTES]) + _encoded_varint(len(content)) + content
 
@@ -60,10 +60,10 @@ def _sections(model: bytes) -> Iterator[Field]:
     # The hundreds of thousands of pieces come first and are short: step over them quickly.
     while position + 1 < len(model) and model[position] == piece_tag and model[position + 1] < 0x80:
         position += 2 + model[position + 1]
-    return (field for field in _fields(model[position:]) if field.number != PIECE)
+    return (field for field in message_fields(model[position:]) if field.number != PIECE)
 
 
-def _fields(message: bytes) -> Iterator[Field]:
+def message_fields(message: bytes) -> Iterator[Field]:
     position = 0
     while position < len(message):
         tag, start = _varint(message, position)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner
 
 from modelscope_polylm.app.cli import app
+from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.plugin.text_generator import TextGenerator
 
 
 class Outcome(NamedTuple):
@@ -17,6 +21,16 @@ class Outcome(NamedTuple):
     exit_code: int
     output: str
     errors: str
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """A command sets what a process of its own needs; here it is taken back."""
+    before, show = dict(os.environ), warnings.showwarning
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    warnings.showwarning = show
 
 
 @pytest.fixture
@@ -30,3 +44,9 @@ def polylm() -> Callable[..., Outcome]:
         return Outcome(result.exit_code, result.stdout, result.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TextGenerator:
+    """The bundled model on the CPU."""
+    return TextGenerator.load(TINY_FOLDER, device="cpu")

@@ -94,7 +94,7 @@ def test_several_answers(generate: Callable[..., Any], generator: TextGenerator)
         (["--max-new-tokens", "0", TEXT], "max_new_tokens=0"),
         (["--max-new-tokens", "999", TEXT], "max_new_tokens=999"),
         (["--early-stopping", "perhaps", TEXT], "early_stopping='perhaps'"),
-        (["--bad-words-ids", "[[1,", TEXT], "is not JSON"),
+        (["--bad-words-ids", "[[1,", TEXT], "cannot be read: write it like"),
         (["--num-return-sequences", "2", "--num-beams", "1", TEXT], "num_return_sequences=2"),
         (["--chat", "<|assistant|>"], "role marker"),
     ],

@@ -1,0 +1,1 @@
+"""`polylm batch`: a file of inputs in, a file of answers out."""

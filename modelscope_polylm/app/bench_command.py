@@ -1,0 +1,65 @@
+"""`polylm bench`: speed on this machine, beside other engines in the same run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelscope_polylm.app.model_flags import DeviceFlag, DtypeFlag, JsonFlag
+from modelscope_polylm.app.terminal import write
+from modelscope_polylm.errors import OptionError
+
+
+def bench(
+    *,
+    shape: Annotated[str, typer.Option(help="13b, 1.7b, or small to try the benchmark; weights are random.")] = "13b",
+    engines: Annotated[
+        list[str] | None,
+        typer.Option(help="polylm, transformers or transformers-static; may be repeated. All if none."),
+    ] = None,
+    works: Annotated[
+        list[int] | None, typer.Option(help="Numbers of the table's rows, from 0; may be repeated. All if none.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls behind a warm-up call.")] = 3,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure speed, beside other engines.
+
+    Decoding, prefill and batches; medians, and decoding as a share of what reading the weights allows.
+    """
+    from modelscope_polylm.app.bench import run, shapes
+    from modelscope_polylm.app.bench.works import WORKS
+    from modelscope_polylm.backends.placement import choose_device, choose_dtype
+
+    _check("shape", shape, shapes.SHAPES)
+    for engine in engines or ():
+        _check("engines", engine, run.ENGINES)
+    for number in works or ():
+        _check("works", number, range(len(WORKS)))
+    if out is not None and not out.parent.is_dir():
+        raise OptionError(f"The folder {out.parent} does not exist: create it, or choose another output.")
+    target = choose_device(device)
+    chosen = [WORKS[number] for number in works] if works else WORKS
+    precision = str(choose_dtype(dtype, target)).removeprefix("torch.")
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        results = run.bench(shape, str(target), precision, engines or tuple(run.ENGINES), chosen, repeats, out)
+    if as_json:
+        write(json.dumps([dataclasses.asdict(result) for result in results]) + "\n")
+
+
+def _check(name: str, value: object, known: Collection[object]) -> None:
+    if value not in known:
+        nearest = difflib.get_close_matches(str(value), map(str, known), n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(map(str, known))}."
+        raise OptionError(f"{name}={value!r} is unknown: {hint}")

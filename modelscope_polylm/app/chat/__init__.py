@@ -1,0 +1,1 @@
+"""`polylm chat`: a conversation in the terminal."""

@@ -1,0 +1,223 @@
+"""Batches on the bundled model, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modelscope_polylm.app.batch.job import Job
+from modelscope_polylm.app.batch.questions import Question
+from modelscope_polylm.app.batch.rows import InputFile
+from modelscope_polylm.app.batch.settings import settings_file
+from modelscope_polylm.app.batch.work import WINDOW_BATCHES
+from modelscope_polylm.errors import DeviceError, InputError, OptionError
+from modelscope_polylm.plugin.text_generator import TextGenerator
+
+OPTIONS = {"max_new_tokens": 6, "num_beams": 1}
+WORDS = ["Beijing", "is", "the", "capital", "of", "China", "and", "Paris", "that", "of", "France", "they", "say"]
+
+
+def write_lines(file: Path, count: int) -> Path:
+    """Lines of different lengths, every seventh one empty."""
+    texts = (" ".join(WORDS[: 1 + index % 11]) + f" {index}" if index % 7 != 3 else "" for index in range(count))
+    file.write_text("".join(f"{text}\n" for text in texts))
+    return file
+
+
+def job(source: Path, out: Path, **settings: Any) -> Job:
+    return Job(InputFile.check(source), out, Question(), **settings)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "in.txt", 80)
+
+
+def test_answers_in_order_and_as_one_by_one(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    summary = job(source, out, batch_size=4).run(tiny, OPTIONS)
+    records, texts = lines(out), source.read_text().split("\n")
+    assert [record["line"] for record in records] == list(range(1, 81))
+    assert [record["line"] for record in records if "error" in record] == [4 + 7 * i for i in range(11)]
+    options = tiny.options(OPTIONS)
+    for record in records[:20]:
+        if "text" in record:
+            reply = tiny.reply([tiny.reader.read(texts[record["line"] - 1], options)], options)[0]
+            assert record["text"] == reply.texts[0]
+            assert record["tokens"] == len(reply.answers[0].ids)
+    answered = [record for record in records if "text" in record]
+    assert (summary["lines"], summary["answered"], summary["errors"]) == (80, 69, 11)
+    assert summary["tokens"] == sum(record["tokens"] for record in answered)
+
+
+def test_similar_lengths_run_together(
+    tiny: TextGenerator, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    reply = tiny.reply
+
+    def spy(prompts: Any, options: Any) -> Any:
+        batches.append([len(prompt.ids) for prompt in prompts])
+        return reply(prompts, options)
+
+    monkeypatch.setattr(tiny, "reply", spy)
+    job(source, tmp_path / "out.jsonl", batch_size=4).run(tiny, OPTIONS)
+    window = 4 * WINDOW_BATCHES
+    assert len(batches) == -(-(window - 9) // 4) + -(-(80 - window - 2) // 4)
+    assert max(max(batch) - min(batch) for batch in batches[:13]) <= 3
+
+
+@pytest.mark.parametrize("cut", [0, 1, 700, 3000, 4500])
+def test_resumed_output_is_that_of_an_undisturbed_run(
+    tiny: TextGenerator, source: Path, tmp_path: Path, cut: int
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    sampling = {"max_new_tokens": 6, "do_sample": True, "seed": 5}
+    for file in (whole, out):
+        job(source, file, batch_size=2).run(tiny, sampling)
+    content = whole.read_bytes()
+    assert len(content) > 4500
+    out.write_bytes(content[:cut])
+    summary = job(source, out, batch_size=2).run(tiny, sampling)
+    assert out.read_bytes() == content
+    assert summary["answered"] + summary["errors"] <= 80 - content[:cut].count(b"\n") // 32 * 32
+
+
+def test_complete_output_is_left_alone(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    job(source, out).run(tiny, OPTIONS)
+    before = out.stat().st_mtime_ns, out.read_bytes()
+    assert job(source, out).run(tiny, OPTIONS)["answered"] == 0
+    assert (out.stat().st_mtime_ns, out.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "what"),
+    [
+        ({**OPTIONS, "max_new_tokens": 7}, {}, "max_new_tokens was 6, now 7"),
+        ({"max_new_tokens": 6}, {}, "num_beams was 1, now 4"),
+        (OPTIONS, {"batch_size": 3}, "batch_size was 16, now 3"),
+        (OPTIONS, {"chat": True}, "chat was False, now True"),
+    ],
+)
+def test_other_options_are_refused(
+    tiny: TextGenerator, source: Path, tmp_path: Path, options: Any, settings: Any, what: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    job(source, out).run(tiny, OPTIONS)
+    before = out.read_bytes()
+    with pytest.raises(OptionError, match=what):
+        job(source, out, **settings).run(tiny, options)
+    assert out.read_bytes() == before
+    job(source, out, overwrite=True, **settings).run(tiny, options)
+    job(source, out, **settings).run(tiny, options)
+
+
+def test_other_inputs_and_models_are_refused(
+    tiny: TextGenerator, source: Path, tmp_path: Path, random_snapshot: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    job(source, out).run(tiny, OPTIONS)
+    other = TextGenerator.load(random_snapshot, device="cpu", prompt_format="assistant")
+    with pytest.raises(OptionError, match="the model is another one"):
+        job(source, out).run(other, OPTIONS)
+    write_lines(source, 81)
+    with pytest.raises(OptionError, match="the input is another one"):
+        job(source, out).run(tiny, OPTIONS)
+
+
+def test_output_without_its_settings_is_refused(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    job(source, out).run(tiny, OPTIONS)
+    for broken in ("", "[]", "{"):
+        settings_file(out).write_text(broken)
+        with pytest.raises(OptionError, match="which says how it was made, does not"):
+            job(source, out).run(tiny, OPTIONS)
+
+
+def test_deleted_output_begins_again(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    job(source, out).run(tiny, OPTIONS)
+    out.unlink()
+    job(source, out).run(tiny, {**OPTIONS, "max_new_tokens": 1})
+    assert len(lines(out)) == 80
+
+
+def test_check_before_the_model_is_loaded(source: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("without a line end")
+    for out, reason in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "nowhere" / "out", "does not exist"),
+        (source, "is the input"),
+        (notes, "is of no batch"),
+    ):
+        with pytest.raises(OptionError, match=reason):
+            job(source, out).check()
+    assert notes.read_text() == "without a line end"
+    job(source, tmp_path / "new").check()
+    job(source, Path("-")).check()
+
+
+@pytest.mark.parametrize("error", [DeviceError("too much"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_batches_that_are_too_large_are_split(
+    tiny: TextGenerator, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job(source, tmp_path / "whole.jsonl").run(tiny, OPTIONS)
+    reply = tiny.reply
+
+    def small_only(prompts: Any, options: Any) -> Any:
+        if len(prompts) > 3 or "11" in prompts[0].text:
+            raise error
+        return reply(prompts, options)
+
+    monkeypatch.setattr(tiny, "reply", small_only)
+    job(source, tmp_path / "out.jsonl").run(tiny, OPTIONS)
+    expected = [{**record} for record in lines(tmp_path / "whole.jsonl")]
+    found = lines(tmp_path / "out.jsonl")
+    assert "error" in found[11] and "text" in expected[11]
+    assert [*found[:11], *found[12:]] == [*expected[:11], *expected[12:]]
+
+
+def test_options_that_cannot_be_stop_at_once(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
+    for options in ({"temperature": -1}, {"max_new_tokens": 600}):
+        with pytest.raises(OptionError):
+            job(source, tmp_path / "out.jsonl").run(tiny, options)
+    assert job(source, tmp_path / "out.jsonl").run(tiny, OPTIONS)["lines"] == 80
+
+
+def test_rows_of_objects(tiny: TextGenerator, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    rows: list[Any] = [
+        {"id": "\ud800", "text": "Beijing"},
+        {"id": [1], "messages": [{"role": "user", "content": "Hi"}]},
+        {"id": 3, "messages": []},
+        {"id": 4, "text": 5},
+        {"id": 5, "text": "\ud800"},
+        {"id": 6, "text": "word " * 2_000_000},
+        7,
+    ]
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    job(source, tmp_path / "out.jsonl").run(tiny, {**OPTIONS, "num_return_sequences": 2, "num_beams": 2})
+    found = lines(tmp_path / "out.jsonl")
+    assert [record.get("id") for record in found] == ["\ud800", [1], 3, 4, 5, 6, None]
+    assert ["error" in record for record in found] == [False, False, True, True, True, True, True]
+    assert len(found[0]["texts"]) == len(found[0]["scores"]) == 2
+    assert "context holds 512" in found[5]["error"]
+
+
+def test_empty_files(tiny: TextGenerator, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"")
+    assert job(tmp_path / "in.txt", tmp_path / "out").run(tiny, OPTIONS)["lines"] == 0
+    assert (tmp_path / "out").read_bytes() == b""
+    (tmp_path / "in.csv").write_bytes(b"")
+    with pytest.raises(InputError, match="no header"):
+        job(tmp_path / "in.csv", tmp_path / "out").check()

@@ -1,0 +1,146 @@
+"""The chat's commands, and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modelscope_polylm.app.chat.commands import COMMANDS, is_command, run_command
+from modelscope_polylm.app.chat.conversation import Conversation
+from modelscope_polylm.errors import InputError, OptionError, PolyLMError
+from modelscope_polylm.plugin.text_generator import TextGenerator
+from tests.app.chat.conftest import FRENCH, GERMAN, ask
+
+
+@pytest.mark.parametrize(("line", "command"), [("/help", True), ("//comment", False), ("a /b", False), ("", False)])
+def test_is_command(line: str, command: bool) -> None:
+    assert is_command(line) == command
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("/set temperature 0.7", "temperature", 0.7),
+        ("/set do_sample true", "do_sample", True),
+        ("/set do-sample yes", "do_sample", True),
+        ("/set max_new_tokens 5", "max_new_tokens", 5),
+        ("/set num_beams 4", "num_beams", 4),
+        ("/set early_stopping never", "early_stopping", "never"),
+        ("/set stop_strings the end", "stop_strings", "the end"),
+        ('/set stop_strings ["a", "b"]', "stop_strings", ["a", "b"]),
+        ("/set bad_words_ids [[3]]", "bad_words_ids", [[3]]),
+        ("/set eos_token_id [2, 7]", "eos_token_id", [2, 7]),
+    ],
+)
+def test_set(conversation: Conversation, line: str, name: str, value: object) -> None:
+    outcome = run_command(conversation, line)
+    assert getattr(conversation.options, name) == value
+    assert outcome.message == f"{name} is {value}."
+    run_command(conversation, f"/set {name}")
+    assert conversation.settings == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("/set temperature hot", "cannot be read"),
+        ("/set temperature 0", "temperature=0"),
+        ("/set temprature 1", "did you mean temperature?"),
+        ("/set do_sample perhaps", "do_sample='perhaps'"),
+        ("/set max_new_tokens 1.5", "whole number"),
+        ("/set bad_words_ids [[1", "cannot be read"),
+        ("/set output_scores true", "Unknown option"),
+        ("/hlep", "did you mean /help?"),
+        ("/", "/help lists"),
+        ("/system be brief", "without system messages"),
+        ("/undo", "Nothing has been asked"),
+        ("/retry", "Nothing has been asked"),
+        ("/save", "Which file?"),
+        ("/load", "Which file?"),
+        ("/load /nowhere/chat.json", "cannot be read: No such file"),
+        ("/save /nowhere/chat.json", "cannot be written: No such file"),
+    ],
+)
+def test_refusals(conversation: Conversation, line: str, reason: str) -> None:
+    with pytest.raises(PolyLMError) as caught:
+        run_command(conversation, line)
+    assert isinstance(caught.value, (InputError, OptionError))
+    assert reason in str(caught.value)
+    assert (conversation.settings, conversation.messages) == ({}, [])
+
+
+def test_help_has_every_command(conversation: Conversation) -> None:
+    lines = run_command(conversation, "/help").message.splitlines()
+    assert [line.split()[0].rstrip(":") for line in lines[:-1]] == [f"/{name}" for name in COMMANDS]
+
+
+def test_settings_are_listed(conversation: Conversation) -> None:
+    conversation.change({"no_repeat_ngram_size": 3})
+    lines = run_command(conversation, "/set").message.splitlines()
+    assert "max_new_tokens 128" in lines
+    assert "no_repeat_ngram_size 3" in lines
+
+
+def test_turns(conversation: Conversation) -> None:
+    ask(conversation, FRENCH)
+    outcome = run_command(conversation, "/retry")
+    assert outcome.answer is not None and "the answer will be the same" in outcome.message
+    list(outcome.answer)
+    run_command(conversation, "/set do_sample true")
+    assert run_command(conversation, "/retry").message == ""
+    assert run_command(conversation, "/undo").message.startswith("Taken back: Beijing is the capital")
+    assert run_command(conversation, "/clear").message
+    assert run_command(conversation, "/quit").ends
+
+
+def test_save_and_load(conversation: Conversation, tiny: TextGenerator, tmp_path: Path) -> None:
+    file = tmp_path / "a chat.json"
+    conversation.change({"max_new_tokens": 9})
+    ask(conversation, FRENCH)
+    run_command(conversation, f"/save {file}")
+    other = Conversation(tiny, {"top_k": 2})
+    assert "Loaded 2 messages" in run_command(other, f"/load {file}").message
+    assert (other.messages, other.settings) == (conversation.messages, {"max_new_tokens": 9})
+    ask(conversation, GERMAN)
+    run_command(conversation, f"/save {file}")
+    assert len(json.loads(file.read_text(encoding="utf-8"))["messages"]) == 4
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_save_replaces_no_other_file(conversation: Conversation, tmp_path: Path) -> None:
+    for name, content in (("notes.txt", "my notes"), ("data.json", '{"a": 1}'), ("list.json", "[]"), ("empty", "")):
+        file = tmp_path / name
+        file.write_text(content)
+        with pytest.raises(InputError, match="is no saved chat"):
+            run_command(conversation, f"/save {file}")
+        assert file.read_text() == content
+
+
+USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is no saved chat"),
+        ("[" * 100_000, "is no saved chat"),
+        ({"messages": [], "settings": {}}, "is no saved chat"),
+        ({"kind": "polylm chat"}, "damaged"),
+        ({"kind": "polylm chat", "messages": [USER], "settings": {}}, "'assistant' is expected"),
+        ({"kind": "polylm chat", "messages": [ASSISTANT, USER], "settings": {}}, "'user' is expected"),
+        ({"kind": "polylm chat", "messages": [1], "settings": {}}, "messages[0]"),
+        ({"kind": "polylm chat", "messages": [USER, ASSISTANT], "settings": {"top_p": 3}}, "top_p=3"),
+        ({"kind": "polylm chat", "messages": [USER, ASSISTANT], "settings": {"device": "x"}}, "device"),
+    ],
+)
+def test_damaged_files(conversation: Conversation, tmp_path: Path, content: object, reason: str) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    ask(conversation, FRENCH)
+    before = list(conversation.messages)
+    with pytest.raises(PolyLMError) as caught:
+        run_command(conversation, f"/load {file}")
+    assert reason in str(caught.value)
+    assert (conversation.messages, conversation.settings) == (before, {})

@@ -1,0 +1,170 @@
+"""Conversations without a terminal: turns, interruptions, settings, the context's end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.app.chat.conversation import Conversation
+from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.plugin.text_generator import TextGenerator
+from tests.app.chat.conftest import FRENCH, GERMAN, ask
+
+PEKIN = "Pékin est la capitale de la Chine."
+
+
+def test_answer_comes_in_pieces_and_is_kept(conversation: Conversation) -> None:
+    pieces = list(conversation.ask(FRENCH))
+    assert len(pieces) > 2
+    assert "".join(pieces) == PEKIN
+    assert conversation.messages == [
+        {"role": "user", "content": FRENCH},
+        {"role": "assistant", "content": PEKIN},
+    ]
+
+
+def test_answer_is_that_of_the_pipeline_for_the_whole_history(conversation: Conversation, tiny: TextGenerator) -> None:
+    ask(conversation, FRENCH)
+    second = ask(conversation, GERMAN)
+    options = tiny.options({"num_beams": 1, "max_new_tokens": 128})
+    messages = [*conversation.messages[:2], {"role": "user", "content": GERMAN}]
+    assert [second] == tiny.reply([tiny.reader.read({"messages": messages}, options)], options)[0].texts
+
+
+def test_facts(conversation: Conversation, tiny: TextGenerator) -> None:
+    ask(conversation, FRENCH)
+    facts = conversation.facts
+    assert facts is not None
+    prompt = f"<|user|>\n{FRENCH}\n<|assistant|>\n"
+    assert facts.tokens == len(tiny.snapshot.tokenizer.encode(PEKIN))
+    assert facts.used == facts.tokens + len(tiny.snapshot.tokenizer.encode(prompt))
+    assert facts.used + facts.left == 512
+    assert (facts.finish_reason, facts.turns_left_out) == ("eos", 0)
+    assert facts.seconds > 0
+
+
+def test_stopped_answer_is_kept(conversation: Conversation) -> None:
+    answer = conversation.ask(FRENCH)
+    first = next(answer)
+    answer.close()
+    assert conversation.messages[-1] == {"role": "assistant", "content": first}
+    assert conversation.facts is not None and conversation.facts.finish_reason == "stopped"
+    assert ask(conversation, FRENCH)
+
+
+def test_stopped_before_the_first_character_leaves_nothing(
+    conversation: Conversation, tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    ask(conversation, GERMAN)
+    before = list(conversation.messages)
+    monkeypatch.setattr(tiny, "stream", interrupted)
+    for again in (lambda: conversation.ask(FRENCH), conversation.retry):
+        with pytest.raises(KeyboardInterrupt):
+            list(again())
+        assert conversation.messages == before
+
+
+def test_interrupt_within_the_model_keeps_what_came(
+    conversation: Conversation, tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = tiny.stream
+
+    def interrupted(*arguments: Any) -> Any:
+        replies = stream(*arguments)
+        yield next(replies)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "stream", interrupted)
+    pieces = []
+    with pytest.raises(KeyboardInterrupt):
+        for piece in conversation.ask(FRENCH):
+            pieces.append(piece)
+    assert conversation.messages[-1]["content"] == "".join(pieces) != ""
+
+
+def test_undo_and_retry(conversation: Conversation) -> None:
+    ask(conversation, FRENCH)
+    ask(conversation, GERMAN)
+    conversation.change({"max_new_tokens": 2})
+    again = "".join(conversation.retry())
+    assert [message["content"] for message in conversation.messages] == [FRENCH, PEKIN, GERMAN, again]
+    assert conversation.undo() == GERMAN
+    assert conversation.undo() == FRENCH
+    for nothing in (conversation.undo, conversation.retry):
+        with pytest.raises(InputError, match="Nothing has been asked"):
+            nothing()
+
+
+def test_clear_keeps_settings(conversation: Conversation) -> None:
+    conversation.change({"temperature": 0.5})
+    ask(conversation, FRENCH)
+    conversation.clear()
+    assert (conversation.messages, conversation.facts) == ([], None)
+    assert conversation.options.temperature == 0.5
+
+
+def test_oldest_turns_are_left_out_and_counted(conversation: Conversation) -> None:
+    conversation.change({"max_new_tokens": 4})
+    turns = 0
+    while conversation.facts is None or not conversation.facts.turns_left_out:
+        ask(conversation, FRENCH)
+        turns += 1
+    assert len(conversation.messages) == 2 * turns
+    assert conversation.facts.turns_left_out == 1
+    assert conversation.facts.used <= 512
+
+
+@pytest.mark.parametrize("question", ["", "  ", "<|assistant|>", "no " * 600, "\ud800"])
+def test_bad_questions_change_nothing(conversation: Conversation, question: str) -> None:
+    ask(conversation, FRENCH)
+    before = list(conversation.messages)
+    with pytest.raises(InputError):
+        conversation.ask(question)
+    assert conversation.messages == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "beams", "sample", "limit"),
+    [
+        ({}, 1, False, 128),
+        ({"num_beams": 4}, 4, False, 128),
+        ({"do_sample": True}, 1, True, 128),
+        ({"max_new_tokens": 7}, 1, False, 7),
+        ({"max_length": 300}, 1, False, 300),
+        ({"max_new_tokens": None, "num_beams": None}, 1, False, 128),
+    ],
+)
+def test_defaults(tiny: TextGenerator, settings: dict[str, Any], beams: int, sample: bool, limit: int) -> None:
+    options = Conversation(tiny, settings).options
+    assert (options.num_beams, options.do_sample, options.new_tokens(0)) == (beams, sample, limit)
+
+
+def test_release_that_samples_still_does(tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = {"do_sample": True, "num_beams": 1, "top_p": 0.8, "max_length": 1024, "eos_token_id": 2}
+    monkeypatch.setattr(tiny.snapshot, "generation", sampling)
+    options = Conversation(tiny).options
+    assert (options.do_sample, options.top_p, options.new_tokens(0)) == (True, 0.8, 128)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1.0}, {"num_return_sequences": 2, "do_sample": True}, {"temprature": 1.0}]
+)
+def test_bad_settings_change_nothing(conversation: Conversation, settings: dict[str, Any]) -> None:
+    conversation.change({"top_k": 3})
+    with pytest.raises(OptionError):
+        conversation.change(settings)
+    assert conversation.settings == {"top_k": 3}
+
+
+def test_format_without_turns_answers_each_message_alone(random_snapshot: Any) -> None:
+    conversation = Conversation(TextGenerator.load(random_snapshot, device="cpu", prompt_format="base"))
+    assert not conversation.knows_turns
+    conversation.change({"max_new_tokens": 3})
+    first = ask(conversation, "Beijing is the")
+    assert ask(conversation, "Beijing is the") == first
+    assert len(conversation.messages) == 4

@@ -1,0 +1,41 @@
+"""`polylm package`, `verify`, `upload`: what people see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Polylm = Callable[..., Any]
+
+
+def test_a_package_is_written_and_has_no_faults(polylm: Polylm, tmp_path: Path) -> None:
+    out = tmp_path / "package"
+    written = polylm("package", "tiny", str(out))
+    assert written.exit_code == 0, written.errors
+    assert "sha256 verified" in written.output
+    assert (out / "tokenizer.json").is_file()
+    checked = polylm("verify", str(out), "--device", "cpu")
+    assert checked.exit_code == 0, checked.output
+
+
+def test_a_folder_in_use_is_not_overwritten(polylm: Polylm, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    outcome = polylm("package", "tiny", str(tmp_path))
+    assert outcome.exit_code == 2
+    assert str(tmp_path) in outcome.errors
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_broken_snapshot_is_a_fault(polylm: Polylm, random_snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((random_snapshot / "config.json").read_text())
+    outcome = polylm("verify", str(tmp_path), "--device", "cpu")
+    assert outcome.exit_code == 1
+    assert "tokenizer.model" in outcome.output
+
+
+def test_only_packages_are_uploaded(polylm: Polylm, tmp_path: Path) -> None:
+    outcome = polylm("upload", str(tmp_path), "somebody/model")
+    assert outcome.exit_code != 0
+    assert outcome.errors.startswith("Error: ")
+    assert outcome.errors.count("\n") == 1

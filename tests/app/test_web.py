@@ -1,0 +1,83 @@
+"""`polylm web`: where it listens, what it needs, and the requirements of a Studio."""
+
+from __future__ import annotations
+
+import ast
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.app.web import OLDEST_GRADIO, check_address, require_gradio
+from modelscope_polylm.errors import DependencyError, OptionError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionError, match=f"Cannot listen on 127.0.0.1 port {port}"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+
+
+def test_an_unknown_host() -> None:
+    with pytest.raises(OptionError, match=r"Cannot listen on no\.such\.host\.invalid port 7860"):
+        check_address("no.such.host.invalid", 7860)
+
+
+def fake_gradio(version: str) -> ModuleType:
+    module = ModuleType("gradio")
+    module.__version__ = version  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("gradio", "message"),
+    [
+        (None, r"needs gradio .*pip install 'modelscope-polylm\[web\]'"),
+        (fake_gradio("5.49.1"), r"needs gradio 6\.31 or newer, not 5\.49\.1"),
+        (fake_gradio("6.9.0"), r"not 6\.9\.0"),
+    ],
+)
+def test_gradio_is_missing_or_old(monkeypatch: pytest.MonkeyPatch, gradio: ModuleType | None, message: str) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", gradio)  # None: importing it fails
+    with pytest.raises(DependencyError, match=message):
+        require_gradio()
+
+
+@pytest.mark.parametrize("version", ["6.31.0", "6.32.0b1", "7.0"])
+def test_gradio_is_there_and_told_not_to_call_home(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
+    monkeypatch.setitem(sys.modules, "gradio", fake_gradio(version))
+    require_gradio()
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def test_the_command_says_what_is_missing(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    outcome = polylm("web")
+    assert (outcome.exit_code, outcome.output) == (1, "")
+    assert "modelscope-polylm[web]" in outcome.errors
+
+
+@pytest.mark.parametrize("arguments", [["--port", "0"], ["--port", "70000"], ["--at-once", "0"], ["--waiting", "x"]])
+def test_impossible_flags(polylm: Callable[..., Any], arguments: list[str]) -> None:
+    assert polylm("web", *arguments).exit_code == 2
+
+
+def test_requirements_of_a_studio_are_those_of_the_package() -> None:
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    keywords = {word.arg: word.value for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
+    base, extra = ast.literal_eval(keywords["install_requires"]), ast.literal_eval(keywords["extras_require"])["web"]
+    lines = (ROOT / "examples" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [*base, *extra]
+    assert extra == [f"gradio>={'.'.join(map(str, OLDEST_GRADIO))}"]

@@ -1,0 +1,114 @@
+"""Answers for the web app: they grow, wait for their turn, end when they are left, and fail for one caller alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.app.web_answers import Answers, explain
+from modelscope_polylm.errors import DeviceError, OptionError
+from modelscope_polylm.plugin.inputs import Prompt
+from modelscope_polylm.plugin.text_generator import Reply
+
+PROMPT = Prompt("?", [5])
+
+
+class SlowGenerator:
+    """Answers letter by letter, and counts the answers that it works on at the same time."""
+
+    def __init__(self, pause: float = 0.01, letters: int = 10, error: Exception | None = None) -> None:
+        self.pause, self.letters, self.error = pause, letters, error
+        self.now = self.most = self.ended = 0
+        self._lock = threading.Lock()
+
+    def stream(self, prompts: Sequence[Prompt], options: Any) -> Generator[list[Reply], None, list[Reply]]:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            if self.error:
+                raise self.error
+            for count in range(1, self.letters + 1):
+                time.sleep(self.pause)
+                yield [Reply("", ["x" * count])]
+            return [Reply("", ["x" * self.letters], [SimpleNamespace(ids=[1] * self.letters, score=None)])]
+        finally:
+            with self._lock:
+                self.now -= 1
+                self.ended += 1
+
+
+def answers_of(generator: Any, **limits: int) -> Answers:
+    return Answers(generator, **limits)
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether something becomes true within seconds."""
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_an_answer_grows_until_it_is_complete() -> None:
+    seen = list(answers_of(SlowGenerator(pause=0.03)).stream(PROMPT, None))
+    lengths = [len(progress.reply.texts[0]) for progress in seen if progress.reply]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 2
+    assert [progress.complete for progress in seen] == [False] * (len(seen) - 1) + [True]
+    assert seen[-1].reply.answers[0].ids == [1] * 10
+
+
+def test_a_closed_answer_is_not_worked_on() -> None:
+    generator = SlowGenerator(letters=100_000)
+    stream = answers_of(generator).stream(PROMPT, None)
+    next(stream)
+    stream.close()
+    assert soon(lambda: generator.ended == 1)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_answers_wait_for_their_turn(at_once: int) -> None:
+    generator = SlowGenerator()
+    answers = answers_of(generator, at_once=at_once)
+    threads = [threading.Thread(target=lambda: list(answers.stream(PROMPT, None))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (generator.ended, generator.most) == (6, at_once)
+
+
+def test_too_many_waiting_answers_are_refused() -> None:
+    generator = SlowGenerator(letters=100_000)
+    answers = answers_of(generator, waiting=1)
+    running, waiting = answers.stream(PROMPT, None), answers.stream(PROMPT, None)
+    next(running)
+    assert soon(lambda: generator.now == 1)
+    assert next(waiting).reply is None
+    with pytest.raises(DeviceError, match="1 others are waiting"):
+        next(answers.stream(PROMPT, None))
+    waiting.close()
+    running.close()
+    assert soon(lambda: generator.now == 0)
+    assert next(answers.stream(PROMPT, None)) is not None
+
+
+def test_an_error_reaches_the_caller_and_the_next_answer_works() -> None:
+    generator = SlowGenerator(error=DeviceError("too small"))
+    answers = answers_of(generator)
+    with pytest.raises(DeviceError, match="too small"):
+        list(answers.stream(PROMPT, None))
+    generator.error = None
+    assert list(answers.stream(PROMPT, None))[-1].complete
+
+
+def test_errors_for_people_and_others(caplog: pytest.LogCaptureFixture) -> None:
+    assert explain(OptionError("top_p=3 must be at most 1.")) == "top_p=3 must be at most 1."
+    assert "secret" not in explain(RuntimeError("secret"))
+    assert "secret" in caplog.text

@@ -1,0 +1,269 @@
+"""The web app in a headless Chromium: typing, streaming, stopping, translating, right to left, on a phone.
+
+Set POLYLM_SCREENSHOTS to a folder to keep the pictures; those of docs/screenshots were made so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.text.sample_texts import SENTENCE, TRANSLATIONS, translation_request
+from tests.app.web_browser import (
+    ANSWER,
+    BOX,
+    FIRST_CHARACTER,
+    FLAGS,
+    READY,
+    START,
+    STATUS,
+    ask,
+    direction,
+    open_window,
+    send,
+    serving,
+    set_option,
+)
+
+pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+
+STORY = "Tell me a story, slowly."
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def outside_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server's process notes each host outside this machine that it speaks to."""
+    return tmp_path_factory.mktemp("web") / "outside.txt"
+
+
+@pytest.fixture(scope="module")
+def address(outside_log: Path) -> Iterator[str]:
+    with serving(outside_log) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS.split()])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, address: str) -> Iterator[Open]:
+    """Opens the app in a window of its own. At the end no request may have gone elsewhere, failed, or been refused."""
+    problems: list[str] = []
+    yield lambda **settings: open_window(browser, address, problems, **settings)
+    for context in list(browser.contexts):
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Callable[..., None]:
+    """Keeps a picture of a page."""
+    folder = Path(os.environ.get("POLYLM_SCREENSHOTS", tmp_path))
+
+    def keep(page: Any, name: str, **settings: Any) -> None:
+        path = folder / f"{name}.png"
+        page.screenshot(path=path, animations="disabled", **settings)
+        assert 5_000 < path.stat().st_size < 250_000
+
+    return keep
+
+
+def test_type_a_sentence(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page()
+    assert "demonstration model" in page.inner_text(".note")
+    assert ask(page, translation_request(SENTENCE, "Chinese")) == TRANSLATIONS["zh"]
+    assert "tokens of the context used" in page.inner_text(STATUS)
+    assert page.input_value(BOX) == ""
+    assert ask(page, translation_request("Paris is the capital of France.", "Thai")) == "ปารีสเป็นเมืองหลวงของฝรั่งเศส"
+    keep(page, "chat")
+
+
+def test_tokens_arrive_one_by_one_and_stop_ends_them(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page()
+    set_option(page, "max_new_tokens", "400")
+    set_option(page, "min_new_tokens", "400")
+    send(page, STORY)
+    lengths = []
+    while len(set(lengths)) < 8:
+        lengths.append(len(page.locator(ANSWER).last.inner_text()) if page.locator(ANSWER).count() else 0)
+        page.wait_for_timeout(20)
+    assert lengths == sorted(lengths)
+    assert not page.get_by_role("button", name="Undo").is_enabled()
+    page.evaluate("scrollTo(0, 0)")
+    keep(page, "streaming")
+    page.click(START)
+    page.wait_for_selector(READY)
+    assert page.inner_text(STATUS).startswith("Stopped after")
+    stopped = page.locator(ANSWER).last.inner_text()
+    page.wait_for_timeout(500)
+    assert page.locator(ANSWER).last.inner_text() == stopped
+    assert 0 < len(stopped) < 2000
+
+
+def test_beam_search_is_left_at_once(open_page: Open) -> None:
+    page = open_page()
+    set_option(page, "max_new_tokens", "300")
+    set_option(page, "min_new_tokens", "300")
+    set_option(page, "num_beams", "32")
+    send(page, "Tell me a story.")
+    page.wait_for_selector(START)
+    clicked = time.monotonic()
+    page.click(START)
+    page.wait_for_selector(READY)
+    assert time.monotonic() - clicked < 2
+
+
+def test_retry_undo_and_clear(open_page: Open) -> None:
+    page = open_page()
+    question = translation_request(SENTENCE, "Polish")
+    assert ask(page, question) == TRANSLATIONS["pl"]
+    set_option(page, "temperature", "3")
+    set_option(page, "min_new_tokens", "30")
+    page.check("#option-do_sample input")
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_function(f"document.querySelector('{ANSWER}').innerText.length > 40")
+    page.wait_for_selector(READY)
+    assert page.locator(ANSWER).count() == 1
+    page.uncheck("#option-do_sample input")
+    set_option(page, "min_new_tokens", "")
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function(f"document.querySelector('{BOX}').value !== ''")
+    assert page.input_value(BOX) == question
+    assert page.locator(ANSWER).count() == 0
+    assert ask(page, translation_request(SENTENCE, "Dutch")) == TRANSLATIONS["nl"]
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function(f"document.querySelectorAll('{ANSWER}').length === 0")
+
+
+def test_each_window_has_its_own_conversation_and_waits_for_its_turn(open_page: Open) -> None:
+    first, second = open_page(), open_page()
+    for option in ("max_new_tokens", "min_new_tokens"):
+        set_option(first, option, "120")
+    send(first, STORY)
+    first.wait_for_selector(START)
+    send(second, translation_request(SENTENCE, "German"))
+    second.wait_for_function(f"document.querySelector('{STATUS}').innerText.includes('waiting')")
+    first.click(START)
+    second.wait_for_function(f"document.querySelector('{STATUS}').innerText.includes('tokens in')")
+    assert second.locator(ANSWER).all_inner_texts() == [TRANSLATIONS["de"]]
+    assert first.locator("#chat .user .message-content").all_inner_texts() == [STORY]
+
+
+def test_a_problem_is_explained(open_page: Open) -> None:
+    page = open_page()
+    send(page, "<|assistant|> <b>bold</b>")
+    page.wait_for_selector(".toast-body")
+    assert "'<|assistant|>'" in page.inner_text(".toast-body")
+    assert page.input_value(BOX) == "<|assistant|> <b>bold</b>"
+    assert page.locator(ANSWER).count() == 0
+
+
+def test_texts_are_never_read_as_html(open_page: Open) -> None:
+    page = open_page()
+    text = '<img src="http://192.0.2.1/x.png"> ![x](http://192.0.2.1/y.png) ${1+1} {{x}} $x^2$'
+    ask(page, text)
+    assert page.locator("#chat .user .message-content").last.inner_text() == text
+    page.get_by_role("tab", name="Translate").click()
+    page.fill("#source-text textarea", text)
+    page.click("#translate")
+    page.wait_for_selector("#translations td")
+    assert page.locator("#chat img, #translations img").count() == 0
+
+
+def test_translate(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page(viewport={"width": 960, "height": 810})
+    page.get_by_role("tab", name="Translate").click()
+    page.click("#target input")
+    page.get_by_role("option", name="Arabic").click()
+    page.click("#translate")
+    page.wait_for_selector("#translations td")
+    rows = [row.inner_text().split("\t") for row in page.locator("#translations tbody tr").all()]
+    assert [rank for rank, _, _ in rows] == ["1", "2", "3", "4"]
+    assert rows[0][2] == TRANSLATIONS["ar"]
+    scores = [float(score) for _, score, _ in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert direction(page, "#translations tr:first-child td:last-child") == "right"
+    keep(page, "translate")
+
+
+def test_right_to_left(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page()
+    page.get_by_role("button", name="עברית").click()
+    page.wait_for_function(f"document.querySelector('{BOX}').value !== ''")
+    assert ask(page, page.input_value(BOX)) == TRANSLATIONS["he"]
+    assert direction(page, ANSWER) == "right"
+    assert direction(page, "#chat .user .message-content") == "left"
+    assert ask(page, translation_request(SENTENCE, "Arabic")) == TRANSLATIONS["ar"]
+    assert direction(page, ANSWER) == "right"
+    page.fill(BOX, "ما هي عاصمة الصين؟")
+    keep(page, "right-to-left")
+
+
+def test_options_and_facts(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Options").click()
+    assert "Draw the next token at random" in page.inner_text("#option-do_sample")
+    page.locator("#options").scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    keep(page, "options", full_page=True)
+    page.get_by_role("tab", name="Model").click()
+    page.wait_for_selector("text=4,058,624")
+    page.set_viewport_size({"width": 960, "height": 570})
+    keep(page, "model")
+
+
+def test_on_a_phone(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page.locator(BOX).tap()
+    ask(page, translation_request(SENTENCE, "Arabic"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    keep(page, "phone-chat")
+    page.get_by_role("tab", name="Translate").tap()
+    page.locator("#translate").tap()
+    page.wait_for_selector("#translations td")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#translate").bounding_box()["height"] >= 36
+    keep(page, "phone-translate", full_page=True)
+    sizes = "performance.getEntriesByType('resource').reduce((sum, entry) => sum + entry.transferSize, 0)"
+    assert page.evaluate(sizes) < 1_000_000
+
+
+def test_in_the_dark(open_page: Open, keep: Callable[..., None]) -> None:
+    page = open_page(color_scheme="dark")
+    ask(page, translation_request(SENTENCE, "Russian"))
+    keep(page, "dark")
+
+
+def test_the_first_character_comes_quickly(open_page: Open, record_property: Callable[..., None]) -> None:
+    page, seconds = open_page(), []
+    for language in ("Chinese", "Arabic", "Thai", "Polish", "Korean", "German", "Hebrew", "Dutch", "Turkish"):
+        page.evaluate(FIRST_CHARACTER)
+        ask(page, translation_request(SENTENCE, language))
+        seconds.append(page.evaluate("window.first") / 1000)
+        page.get_by_role("button", name="Clear").click()
+        page.wait_for_function(f"document.querySelectorAll('{ANSWER}').length === 0")
+    record_property("first_character_seconds", [round(second, 3) for second in seconds])
+    print("Seconds from Enter to the first character:", *(f"{second:.3f}" for second in seconds))
+    assert statistics.median(seconds) < 0.3
+
+
+def test_the_server_spoke_to_nobody_else(open_page: Open, outside_log: Path) -> None:
+    page = open_page()
+    ask(page, translation_request(SENTENCE, "Spanish"))
+    assert not outside_log.exists() or outside_log.read_text() == ""

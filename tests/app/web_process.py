@@ -1,0 +1,64 @@
+"""Runs the web app in a process of its own for the browser: python web_process.py PORT LOG.
+
+LOG receives a line for each address outside this machine that the process looks up or connects to. A prompt that says
+"slowly" is answered with a pause before each token.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PAUSE = 0.03
+
+
+def is_local(host: Any) -> bool:
+    """Whether a host's name or address is this machine's."""
+    text = host.decode() if isinstance(host, bytes) else str(host or "localhost")
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        return text == "localhost"
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: writes down who is spoken to."""
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if not is_local(host):
+        with Path(sys.argv[2]).open("a") as log:
+            log.write(f"{event} {host}\n")
+
+
+def slow_down() -> None:
+    """Make the model slow where the prompt asks for it."""
+    from modelscope_polylm.plugin.text_generator import TextGenerator
+
+    stream = TextGenerator.stream
+
+    def paced(self: Any, prompts: Any, options: Any) -> Any:
+        updates = stream(self, prompts, options)
+        while True:
+            try:
+                update = next(updates)
+            except StopIteration as finished:
+                return finished.value
+            time.sleep(PAUSE * ("slowly" in prompts[0].text))
+            yield update
+
+    TextGenerator.stream = paced  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.addaudithook(watch)
+    slow_down()
+    from modelscope_polylm.app.web import web
+
+    web(port=int(sys.argv[1]))
