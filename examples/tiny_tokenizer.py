@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import sentencepiece
 from tiny_corpus import BLOCKS, pairs
 
-VOCABULARY = 4000
+VOCABULARY = 3000
 END = 2
 # Letters that any text in these languages may need; whatever is missing falls back to bytes.
 ALPHABETS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def _announce_download(model: str, revision: str | None) -> None:
     release = published(model)
     model_id, wanted = (release.model_id, revision or release.revision) if release else (model, revision)
     size = download_size(model_id, wanted)
+    logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
     name = f"{model_id} at {wanted}" if wanted else model_id
     write_error(f"{name} is not complete in {cache_root()}: downloading up to {readable_bytes(size)}.")
 

@@ -59,8 +59,9 @@ class OutputFile:
             if overwrite:
                 self._file.truncate(0)
             self.written, end = self._complete_lines()
-            self._file.truncate(end)
-            self._file.seek(end)
+            if self._file.seek(0, os.SEEK_END) > end:
+                self._file.truncate(end)
+                self._file.seek(end)
         except BaseException:
             self._file.close()
             raise

@@ -58,7 +58,7 @@ class InputFile:
         """
         try:
             ascii_stays = codecs.lookup(encoding) and "a\n".encode(encoding) == b"a\n"
-        except (LookupError, UnicodeError):
+        except (LookupError, ValueError):
             ascii_stays = False
         if not ascii_stays:
             raise OptionError(f"encoding={encoding!r}: use utf-8, gb18030, latin-1 or another superset of ASCII.")

@@ -75,20 +75,17 @@ def test_similar_lengths_run_together(
     assert max(max(batch) - min(batch) for batch in batches[:13]) <= 3
 
 
-@pytest.mark.parametrize("cut", [0, 1, 700, 3000, 4500])
-def test_resumed_output_is_that_of_an_undisturbed_run(
-    tiny: TextGenerator, source: Path, tmp_path: Path, cut: int
-) -> None:
+def test_resumed_output_is_that_of_an_undisturbed_run(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    sampling = {"max_new_tokens": 6, "do_sample": True, "seed": 5}
+    sampling = {"max_new_tokens": 3, "do_sample": True, "seed": 5}
     for file in (whole, out):
         job(source, file, batch_size=2).run(tiny, sampling)
     content = whole.read_bytes()
-    assert len(content) > 4500
-    out.write_bytes(content[:cut])
-    summary = job(source, out, batch_size=2).run(tiny, sampling)
-    assert out.read_bytes() == content
-    assert summary["answered"] + summary["errors"] <= 80 - content[:cut].count(b"\n") // 32 * 32
+    for cut in (0, 1, len(content) // 2, len(content) - 20):
+        out.write_bytes(content[:cut])
+        summary = job(source, out, batch_size=2).run(tiny, sampling)
+        assert out.read_bytes() == content
+        assert summary["answered"] + summary["errors"] <= 80 - content[:cut].count(b"\n") // 32 * 32
 
 
 def test_complete_output_is_left_alone(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:

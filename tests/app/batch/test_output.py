@@ -54,7 +54,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = OutputFile(tmp_path / "out.jsonl")
     output.append(RECORDS[:2])
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PolyLMError, match="No space left on device. 2 lines are complete"):
+    with pytest.raises(PolyLMError, match=r"No space left on device\. 2 lines are complete"):
         output.append(RECORDS[2:])
     assert output.written == 2
     output.close()

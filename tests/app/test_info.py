@@ -1,0 +1,91 @@
+"""`polylm info`: facts of a model, and what fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.app import machine
+from modelscope_polylm.app.machine import Memory, memories
+from modelscope_polylm.app.model_facts import model_facts
+from modelscope_polylm.errors import DownloadError, SnapshotError
+from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.plugin.text_generator import TextGenerator
+
+GPU = Memory("cuda:0 H100", 80_000_000_000, 78_000_000_000, "bfloat16")
+SMALL = Memory("RAM", 16_000_000_000, 12_000_000_000, "float32")
+
+
+def test_bundled_model(tiny: TextGenerator) -> None:
+    facts = model_facts("tiny", None, [SMALL])
+    weights = 4_058_624
+    assert facts["parameters"] == weights
+    assert facts["weight_bytes"] == {"bfloat16": 2 * weights, "float32": 4 * weights}
+    assert facts["release"]["name"] == "tiny"
+    assert facts["folder"] == str(TINY_FOLDER)
+    assert facts["prompt"] == "<|user|>\nHello\n<|assistant|>\n"
+    assert facts["defaults"]["num_beams"] == 4
+    assert facts["machine"][0]["fits"]
+
+
+def test_release_that_is_not_here() -> None:
+    facts = model_facts("13b", None, [GPU, SMALL])
+    assert facts["folder"] is None
+    assert facts["parameters"] == 13_906_790_400
+    assert facts["cache_bytes_per_1000_tokens"]["bfloat16"] == 819_200_000
+    assert facts["machine"][0]["cache_tokens"] == (78_000_000_000 - 2 * 13_906_790_400) // 819_200
+    assert (facts["machine"][1]["fits"], facts["machine"][1]["cache_tokens"]) == (False, 0)
+    assert model_facts("DAMO-NLP-MT/polylm-1.7b", None, [])["parameters"] == 1_737_084_928
+
+
+def test_unknown_models(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError):
+        model_facts("somebody/something", None, [])
+    for name in ("nothing", str(tmp_path)):
+        with pytest.raises(SnapshotError):
+            model_facts(name, None, [])
+
+
+def test_page(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memories", lambda: [GPU, SMALL])
+    outcome = polylm("info", "--model", "assistant-13b")
+    assert outcome.exit_code == 0
+    for line in (
+        "  model_id damo/nlp_polylm_assistant_13b_text_generation",
+        "  not on this machine: the first use downloads it",
+        "  13,906,790,400 parameters",
+        "  weights in bfloat16: 27.8 GB",
+        "  cache per 1,000 tokens in bfloat16: 819.2 MB",
+        "  RAM: 12.0 GB of 16.0 GB free; the weights in float32 do not fit",
+        "  cuda:0 H100: 78.0 GB of 80.0 GB free; fits in bfloat16 with a cache of 61,262 tokens",
+        "  <|user|>",
+        "  num_beams 4",
+    ):
+        assert line in outcome.output.splitlines()
+
+
+def test_folder_that_is_no_release(polylm: Callable[..., Any], random_snapshot: Path) -> None:
+    outcome = polylm("info", "--model", str(random_snapshot))
+    assert "  none of the published ones" in outcome.output
+    assert f"  folder {random_snapshot}" in outcome.output
+
+
+def test_json(polylm: Callable[..., Any]) -> None:
+    facts = json.loads(polylm("info", "--json").output)
+    assert facts["machine"][0]["name"] == "RAM"
+    assert facts["context"] == 512
+
+
+def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ram = memories()[0]
+    assert 0 < ram.free <= ram.total
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "CGROUP_FILES", [str(limit)])
+    limit.write_text("max\n")
+    assert memories()[0].total >= ram.total
+    limit.write_text("1000000\n")
+    assert memories()[0].total == 1_000_000 >= memories()[0].free
