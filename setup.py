@@ -40,9 +40,10 @@ setup(
         "sentencepiece>=0.2",
         "accelerate>=1.0",
         "safetensors>=0.4",
-        "typer>=0.15",
-        "rich>=13",
-        "prompt_toolkit>=3.0",
+        "typer>=0.20",  # names the nearest command
+        "rich>=13",  # bars and colours; typer needs it, too
+        "prompt_toolkit>=3.0",  # `polylm chat`; no extra, as it is small, and a first chat should not ask for one
+        "psutil>=5.9",  # the free memory that `polylm info` shows; accelerate needs it, too
     ],
     extras_require={
         "web": ["gradio>=6.31"],

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from modelscope_polylm.app.model_flags import DeviceFlag
+from modelscope_polylm.app.byte_progress import byte_progress
+from modelscope_polylm.app.model_flags import DeviceFlag, JsonFlag, RevisionFlag, complete_model
 from modelscope_polylm.app.model_loading import find_model, published
-from modelscope_polylm.app.terminal import is_terminal, write
+from modelscope_polylm.app.terminal import console, working, write
 
-Progress = Callable[[int, int], None]
-Source = Annotated[str, typer.Argument(help="A folder, a hub id, or a release such as tiny or assistant-13b.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, a hub id, or a release such as tiny or assistant-13b.", autocompletion=complete_model
+    ),
+]
 
 
 def package(
@@ -27,7 +31,8 @@ def package(
     max_shard_size: Annotated[str, typer.Option(help="Most bytes of one weight file.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the folder.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop also where random text is cut differently.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Tag or branch on the hub.")] = None,
+    revision: RevisionFlag = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write a snapshot that every engine reads right.
 
@@ -38,9 +43,11 @@ def package(
     from modelscope_polylm.hub.package import package_snapshot
 
     name = release or (known.name if known else None)
-    with _progress("Writing weights") as progress:
+    with byte_progress("Writing weights") as progress:
         report = package_snapshot(folder, out, dtype, name, max_shard_size, force, strict, progress)
-    write(f"{report}\n")
+    parts = {"folder": str(report.folder), "files": report.files, "size": report.size, "warnings": report.warnings}
+    facts = {**parts, "strings": report.proof.total, "differences": list(map(str, report.proof.differences))}
+    write(f"{json.dumps(facts, ensure_ascii=False) if as_json else report}\n")
 
 
 def verify(
@@ -48,19 +55,21 @@ def verify(
     *,
     device: DeviceFlag = None,
     run: Annotated[bool, typer.Option("--run/--no-run", help="Also load the network and run it.")] = True,
-    revision: Annotated[str | None, typer.Option(help="Tag or branch on the hub.")] = None,
+    revision: RevisionFlag = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Examine a snapshot.
 
-    Tells for every fault what it means and which command repairs it.
-
-    Ends with exit code 1 if there is a fault.
+    Tells for every fault what it means and which command repairs it. Ends with exit code 1 if there is a fault.
     """
     folder = find_model(snapshot, revision)
-    from modelscope_polylm.hub.verify import verify_snapshot
+    with working(f"Examining {snapshot}"):
+        from modelscope_polylm.hub.verify import verify_snapshot
+        from modelscope_polylm.hub.verify_report import render
 
-    report = verify_snapshot(folder, snapshot, device, run)
-    write(f"{report}\n")
+        report = verify_snapshot(folder, snapshot, device, run)
+    rows = [dataclasses.asdict(row) for row in report.rows]
+    write(f"{json.dumps(rows, ensure_ascii=False) if as_json else render(report, console().width)}\n")
     raise typer.Exit(report.exit_code)
 
 
@@ -72,26 +81,12 @@ def upload(
     visibility: Annotated[str, typer.Option(help="Of a new model: private, internal or public.")] = "private",
     message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload PolyLM package",
 ) -> None:
-    """Send a package to ModelScope. The token is read from MODELSCOPE_API_TOKEN or ModelScope's own login."""
+    """Send a package to ModelScope.
+
+    The token is read from MODELSCOPE_API_TOKEN or ModelScope's own login.
+    """
     from modelscope_polylm.hub.upload import upload_package
 
-    with _progress("Uploading") as progress:
+    with byte_progress("Uploading") as progress:
         address = upload_package(folder, model_id, revision_tag, visibility, message, progress)
     write(f"{address}\n")
-
-
-@contextlib.contextmanager
-def _progress(text: str) -> Iterator[Progress | None]:
-    """A bar of bytes on stderr; None where that is no terminal."""
-    if not is_terminal(sys.stderr):
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    from modelscope_polylm.app.terminal import console
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

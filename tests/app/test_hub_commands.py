@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.app.processes import terminal
 
 Polylm = Callable[..., Any]
 
@@ -17,6 +20,20 @@ def test_a_package_is_written_and_has_no_faults(polylm: Polylm, tmp_path: Path) 
     assert (out / "tokenizer.json").is_file()
     checked = polylm("verify", str(out), "--device", "cpu")
     assert checked.exit_code == 0, checked.output
+
+
+def test_json(polylm: Polylm, tmp_path: Path) -> None:
+    report = json.loads(polylm("package", "tiny", str(tmp_path / "package"), "--json").output)
+    assert "model.safetensors" in report["files"]
+    rows = json.loads(polylm("verify", "tiny", "--no-run", "--json").output)
+    assert {"check", "status", "meaning", "repair"} == set(rows[0])
+
+
+def test_bar_on_a_terminal(tmp_path: Path) -> None:
+    with terminal("package", "tiny", str(tmp_path / "package"), columns=20) as screen:
+        assert screen.wait() == 0
+        assert "\x1b[" in screen.raw
+        assert "sha256 verified" in screen.screen
 
 
 def test_a_folder_in_use_is_not_overwritten(polylm: Polylm, tmp_path: Path) -> None:
