@@ -23,9 +23,9 @@ def product_sweep(setting: Setting, rows: int, inputs: int) -> list[Config]:
         return [VectorConfig(8, 32, 1), MatrixConfig(16, 32, 4, 2)]
     configs: list[Config] = []
     if rows <= 8:
-        for block_n, warps, stages in itertools.product((4, 8, 16), (2, 4, 8), (1, 4)):
-            if rows * block_n <= 64 and stages * (block_n + 4 * rows) * 512 * warps <= SHARED_MEMORY:
-                configs.append(VectorConfig(block_n, 256 * warps, warps, stages))
+        for block_n, warps in itertools.product((2, 4, 8), (2, 4, 8)):
+            if rows * block_n <= 32:
+                configs.append(VectorConfig(block_n, 256 * warps, warps))
     if rows >= 2:
         narrow = ((32, 128, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8))
         wide = ((64, 128, 4), (128, 64, 4), (128, 64, 8), (256, 64, 8))
@@ -51,7 +51,7 @@ def output_sweep(setting: Setting, rows: int) -> list[Config]:
         return [VectorConfig(16, 32, 1)]
     configs: list[Config] = []
     if rows == 1:
-        configs += [VectorConfig(n, 1024, 4, stages) for n, stages in itertools.product((8, 16, 32), (1, 3))]
+        configs += [VectorConfig(n, 1024, 4) for n in (4, 8, 16)]
     blocks = ((64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 64, 8), (256, 64, 8))
     tried = (MatrixConfig(*block, stages, swap=True) for block, stages in itertools.product(blocks, (3, 4, 5)))
     return configs + [config for config in tried if _fits(config, rows)]
@@ -60,8 +60,8 @@ def output_sweep(setting: Setting, rows: int) -> list[Config]:
 def product_candidates(rows: int, inputs: int) -> list[VectorConfig | MatrixConfig]:
     """For a projection inside a step: what came out well alone."""
     if rows <= 2:
-        vectors = ((2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (4, 2048, 8), (8, 2048, 8), (8, 512, 2))
-        return [VectorConfig(*block, stages) for block, stages in itertools.product(vectors, (1, 4))]
+        vectors = ((2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (2, 2048, 8), (4, 2048, 8), (4, 512, 2))
+        return [VectorConfig(*block) for block in vectors]
     blocks = [(64, 128, 4, True), (64, 64, 4, True)]
     if rows <= 8:
         blocks += [(32, 128, 4, False), (32, 256, 4, False)]
@@ -85,7 +85,7 @@ def attention_candidates() -> list[AttentionConfig]:
 def output_candidates(rows: int) -> list[VectorConfig | MatrixConfig]:
     """For the output layer inside a step."""
     if rows == 1:
-        return [VectorConfig(n, 1024, 4, stages) for n, stages in itertools.product((8, 16), (1, 3))]
+        return [VectorConfig(n, 1024, 4) for n in (4, 8, 16)]
     tried = (
         MatrixConfig(n, k, warps, stages, swap=True)
         for n, k, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (3, 4, 5))

@@ -86,7 +86,7 @@ def output_case(setting: Setting, rows: int, top: int) -> Case:
     return Case(
         f"output {rows} rows top {top}",
         size,
-        lambda config: [lambda: output.output_candidates(hidden, embedding, top, vocab - 3, config)] * 2,
+        lambda config: [lambda: output.output_best(hidden, embedding, top, vocab - 3, config)] * 2,
         output_sweep(setting, rows),
     )
 
@@ -101,17 +101,7 @@ def logits_case(setting: Setting, rows: int) -> Case:
     )
 
 
-def top_case(setting: Setting, rows: int, top: int, candidates: int) -> Case:
-    values = setting.random(rows, candidates, dtype=torch.float32)
-    ids = torch.arange(candidates, dtype=torch.int32, device=setting.device).repeat(rows, 1)
-    return Case(
-        f"top {top} of {candidates}, {rows} rows",
-        8 * rows * candidates,
-        lambda _: [lambda: output.top_candidates(values, ids, top)] * 10,
-    )
-
-
 CASES: dict[str, Callable[..., Case]] = {
     "product": product_case, "norm": norm_case, "attention": attention_case, "output": output_case,
-    "logits": logits_case, "top": top_case,
+    "logits": logits_case,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from benchmarks.kernel_setting import PRODUCTS, Setting
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import linear, linear_add_
-from modelscope_polylm.network.kernels.output import output_candidates, top_candidates
+from modelscope_polylm.network.kernels.output import output_best
 
 
 @dataclass
@@ -80,10 +80,8 @@ def run_step(chain: Chain, rows: Rows, top: int, configs: dict[str, Any] | None 
     """All layers, the output layer and the choice of the best tokens."""
     # -> values, ids: [R, top]
     hidden = layer_norm(run_layers(chain, rows, configs), *chain.norms[0], 1e-5)
-    values, ids, _ = output_candidates(
-        hidden, chain.embedding, top, chain.embedding.shape[0], (configs or {}).get("output")
-    )
-    return top_candidates(values, ids, top)
+    values, ids, _ = output_best(hidden, chain.embedding, top, chain.embedding.shape[0], (configs or {}).get("output"))
+    return values, ids
 
 
 def step_size(setting: Setting, rows: int, group: int, prompt: int, length: int, with_output: bool) -> int:

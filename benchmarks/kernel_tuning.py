@@ -23,7 +23,7 @@ from benchmarks.kernel_setting import SHAPES, Setting, Shape, group_of
 from benchmarks.kernel_timing import Run
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.linear import linear, linear_add_
-from modelscope_polylm.network.kernels.output import output_candidates
+from modelscope_polylm.network.kernels.output import output_best
 
 PROCESSES = 14
 
@@ -36,7 +36,7 @@ def compile_ahead(shape: Shape, name: str, rows: int, config: Any) -> None:
             decode_attention(*attention_arguments(setting, rows, group_of(rows), 8, 16, shape.heads), config)
         elif name == "output":
             x, embedding = setting.random(rows, shape.width), setting.random(4096, shape.width)
-            output_candidates(x, embedding, 1 if rows == 1 else 8, 4096, config)
+            output_best(x, embedding, 1 if rows == 1 else 8, 4096, config)
         else:
             x, weight = setting.random(rows, shape.product(name)[1]), setting.random(1024, shape.product(name)[1])
             if name.endswith("c_proj"):

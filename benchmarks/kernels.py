@@ -62,7 +62,7 @@ def specs_of(rows: int, context: int) -> list[Spec]:
 
 def extra_specs(rows: int) -> list[Spec]:
     """Cases timed with their default configuration only."""
-    specs: list[Spec] = [("logits", rows), ("top", rows, 1 if rows == 1 else 8, 16000)]
+    specs: list[Spec] = [("logits", rows)]
     if rows == 4:
         specs += [("attention", 4, 4, 1800, 1864), ("attention", 64, 4, 128, 192)]
     return specs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modelscope_polylm.app.model_flags import DeviceFlag, ModelFlag
-from modelscope_polylm.app.model_loading import find_model
+from modelscope_polylm.app.model_loading import find_model, limit_threads
 from modelscope_polylm.app.terminal import write
 from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, translation_request
 
@@ -30,6 +30,7 @@ def demo(*, model: ModelFlag = "tiny", device: DeviceFlag = None) -> None:
     from modelscope_polylm.backends.placement import choose_device
 
     pipe = pipeline(Tasks.text_generation, model=str(find_model(model)), device=str(choose_device(device)))
+    limit_threads(pipe.model.generator)
     write(f"{translate(pipe, ['Chinese'])[0]}\n\n")
     others = [language for language in LANGUAGES.values() if language != "English"]
     texts = {"English": SENTENCE, **dict(zip(others, translate(pipe, others), strict=True))}

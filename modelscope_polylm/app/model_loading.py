@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from modelscope_polylm.releases import RELEASES, Release
 
 if TYPE_CHECKING:
     from modelscope_polylm.plugin.text_generator import TextGenerator
+
+SMALL_MODEL = 50_000_000
+"""Fewer parameters make a small model."""
 
 
 def find_model(model: str, revision: str | None = None) -> Path:
@@ -41,9 +45,24 @@ def load_model(
     with working(f"Loading {model}"):
         from modelscope_polylm.plugin.text_generator import TextGenerator
 
-        return TextGenerator.load(
+        generator = TextGenerator.load(
             folder, device=device, dtype=dtype, backend=backend, release=release.name if release else None
         )
+    limit_threads(generator)
+    return generator
+
+
+def limit_threads(generator: TextGenerator) -> None:
+    """Run a small model on a CPU in one thread, unless OMP_NUM_THREADS says otherwise.
+
+    Its operations are so short that threads bring little where cores are free, and wait for each other where they are
+    not: twenty times slower with two threads on two busy cores.
+    """
+    import torch
+
+    small = generator.snapshot.config.parameters < SMALL_MODEL
+    if small and generator.backend.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def _announce_download(model: str, revision: str | None) -> None:

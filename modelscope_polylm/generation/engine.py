@@ -72,6 +72,5 @@ def _run(session: Session, collector: TokenCollector | BeamCollector, limit: int
             reports.record()
             chosen += 1
             continue
-        update = collector.collect(reports.read())
-        if any(update):
-            yield update
+        # an update without tokens lets the caller close the stream between steps, of beam search too
+        yield collector.collect(reports.read())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modelscope_polylm.generation.processors import Processor
 from modelscope_polylm.generation.rows import Rows
-from modelscope_polylm.network.kernels.output import output_candidates, output_logits, top_candidates
+from modelscope_polylm.network.kernels.output import output_best, output_logits
 
 
 class OutputLayer:
@@ -50,8 +50,7 @@ class OutputLayer:
         """
         # hidden: [rows, width]
         if not self.processors:
-            values, ids, log_sum_exp = output_candidates(hidden, self.embedding, count, self.vocab_limit)
-            values, ids = top_candidates(values, ids, count)
+            values, ids, log_sum_exp = output_best(hidden, self.embedding, count, self.vocab_limit)
             logprobs = values - log_sum_exp[:, None]
             return logprobs, logprobs, ids.long()
         logprobs = output_logits(hidden, self.embedding, self.vocab_limit).log_softmax(-1)

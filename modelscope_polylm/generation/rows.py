@@ -58,8 +58,10 @@ class Rows:
 
     def begin(self, requests: Sequence[Request]) -> None:
         """Lay out at most `prompts` requests; rows beyond them are finished from the start."""
-        # the buffers are filled on the host and copied once
-        ids, slot_table = torch.zeros_like(self.ids, device="cpu"), torch.zeros_like(self.slot_table, device="cpu")
+        # filled on the host and copied once, as far as the requests reach; rows without one need two positions
+        width = max(2, *(len(request.prompt) + request.limit for request in requests))
+        ids = torch.zeros(len(self.ids), width, dtype=self.ids.dtype)
+        slot_table = torch.full(ids.shape, SCRATCH_SLOT, dtype=self.slot_table.dtype)
         numbers = torch.tensor([[1, 1, 0, 1]] * self.prompts, dtype=torch.int32)
         next_slot = SCRATCH_SLOT + 1
         for index, request in enumerate(requests):
@@ -74,9 +76,10 @@ class Rows:
         self._copy(ids, slot_table, numbers.repeat_interleave(self.group, dim=0))
 
     def _copy(self, ids: Tensor, slot_table: Tensor, numbers: Tensor) -> None:
-        # ids, slot_table: [rows, positions]; numbers: [rows, 4]
-        self.ids.copy_(ids)
-        self.slot_table.copy_(slot_table)
+        # ids, slot_table: [rows, width]; numbers: [rows, 4]
+        numbers = numbers.to(self.ids.device)
+        self.ids[:, : ids.shape[1]].copy_(ids)
+        self.slot_table[:, : ids.shape[1]].copy_(slot_table)
         self.prompt_lengths.copy_(numbers[:, 0])
         self.lengths.copy_(numbers[:, 0])
         self.limits.copy_(numbers[:, 1])

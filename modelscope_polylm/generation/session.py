@@ -10,7 +10,7 @@ from torch import Tensor
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request, Rows
 from modelscope_polylm.generation.search import Search
-from modelscope_polylm.network.cache import KVCache
+from modelscope_polylm.network.cache import SCRATCH_SLOT, KVCache
 from modelscope_polylm.network.gpt2 import Decoder
 
 PREFILL_TOKENS = 8192
@@ -36,21 +36,21 @@ class Session:
         """Prefill the prompts and choose the first tokens."""
         self.rows.begin(requests)
         self.search.begin(options)
-        hidden = torch.zeros(self.rows.prompts, self.decoder.config.width, dtype=self.decoder.dtype)
-        hidden = hidden.to(self.decoder.device)
+        size = (self.rows.prompts, self.decoder.config.width)
+        hidden = torch.zeros(size, dtype=self.decoder.dtype, device=self.decoder.device)
         for first, chunk in prefill_chunks(requests):
             hidden[first : first + len(chunk)] = self._prefill(first, chunk)
         self.search.steps.select(hidden.repeat_interleave(self.rows.group, dim=0))
 
     def _prefill(self, first: int, requests: Sequence[Request]) -> Tensor:
         # -> [requests, width], the last hidden state of each prompt
-        lengths = torch.tensor([len(request.prompt) for request in requests])
-        rows = slice(first * self.rows.group, (first + len(requests)) * self.rows.group, self.rows.group)
-        longest = int(lengths.max())
-        inside = torch.arange(longest) < lengths[:, None]
-        slots = torch.where(inside.to(self.decoder.device), self.rows.slot_table[rows, :longest], 0)
-        hidden = self.decoder.prefill(self.rows.ids[rows, :longest], slots.long(), self.cache)
-        return hidden[torch.arange(len(requests)), lengths - 1]
+        device, group = self.decoder.device, self.rows.group
+        longest = max(len(request.prompt) for request in requests)
+        last = torch.tensor([len(request.prompt) - 1 for request in requests], device=device)
+        rows = slice(first * group, (first + len(requests)) * group, group)
+        inside = torch.arange(longest, device=device) <= last[:, None]
+        slots = torch.where(inside, self.rows.slot_table[rows, :longest], SCRATCH_SLOT).long()
+        return self.decoder.prefill(self.rows.ids[rows, :longest], slots, self.cache, last)
 
     def step(self) -> None:
         """Run the current tokens and choose those that follow."""

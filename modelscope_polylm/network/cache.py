@@ -30,18 +30,6 @@ class KVCache:
         """Keys and values of a layer, each [heads, slots, head_width]."""
         return self._keys[layer], self._values[layer]
 
-    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Keep the keys and values of whole prompts.
-
-        Args:
-            layer: the layer's number.
-            slots: [prompts * length] int64.
-            key, value: [prompts, heads, length, head_width].
-        """
-        # key, value: [prompts, heads, length, head_width] -> [heads, prompts * length, head_width]
-        for pool, states in ((self._keys[layer], key), (self._values[layer], value)):
-            pool.index_copy_(1, slots, states.transpose(0, 1).flatten(1, 2).to(pool.dtype))
-
 
 def bytes_per_slot(config: PolyLMConfig, dtype: torch.dtype) -> int:
     """Bytes that one token takes in the cache (819,200 for 13B in bf16)."""

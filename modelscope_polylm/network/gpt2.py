@@ -6,7 +6,7 @@ the residual stream, the softmax and the logits in fp32, as PolyLM was trained (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,9 @@ from torch import Tensor
 from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
+from modelscope_polylm.network.kernels.cache_store import store_keys_values
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import linear, linear_add_
-
-Attend = Callable[[int, Tensor], Tensor]
+from modelscope_polylm.network.kernels.linear import linear, linear_add_, linear_reference
 
 
 class Decoder:
@@ -46,30 +45,39 @@ class Decoder:
         """The weights' dtype."""
         return self.embedding.dtype
 
-    def prefill(self, tokens: Tensor, slots: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def prefill(
+        self, tokens: Tensor, slots: Tensor | None = None, cache: KVCache | None = None, last: Tensor | None = None
+    ) -> Tensor:
         """Run whole prompts, padded on the right, and keep their keys and values.
 
         Args:
             tokens: [prompts, length] int64; what stands behind a prompt's end does not change the prompt's result.
             slots: [prompts, length] int64, the cache slot of each position.
             cache: written at `slots`; None keeps nothing.
+            last: [prompts] int64, the position of each prompt's last token, where only that one is wanted.
 
         Returns:
-            [prompts, length, width] in the weights' dtype: the hidden states behind the final LayerNorm.
+            The hidden states behind the final LayerNorm, in the weights' dtype: [prompts, length, width], or
+            [prompts, width] with `last`.
         """
-        # tokens: [prompts, length] -> [prompts, length, width]
+        # tokens: [prompts, length] -> [prompts, length, width] or [prompts, width]
         prompts, length = tokens.shape
-
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            # qkv: [prompts * length, 3 * width] -> [prompts * length, width]
-            query, key, value = qkv.view(prompts, length, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
+        epsilon = self.config.epsilon
+        positions = torch.arange(length, device=tokens.device).repeat(prompts)
+        residual, update = self._embed(tokens.reshape(-1), positions), None
+        for layer, weights in enumerate(self._layers):
+            qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, update), *weights.c_attn)
             if cache is not None and slots is not None:
-                cache.write(layer, slots.reshape(-1), key, value)
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            return mixed.transpose(1, 2).reshape(prompts * length, -1)
-
-        positions = torch.arange(length, device=tokens.device).expand(prompts, length)
-        return self._run(tokens.reshape(-1), positions.reshape(-1), attend).view(prompts, length, -1)
+                store_keys_values(qkv, slots.reshape(-1), *cache.layer(layer))
+            mixed = causal_attention(qkv.view(prompts, length, -1), self.config.heads)
+            if last is not None and layer == self.config.layers - 1:
+                chosen = torch.arange(prompts, device=tokens.device) * length + last
+                mixed, residual = mixed[chosen], residual[chosen]
+            mixed = linear_reference(mixed, *weights.attn_c_proj)
+            hidden = linear_reference(layer_norm(residual, *weights.ln_2, epsilon, mixed), *weights.c_fc, gelu=True)
+            update = linear_reference(hidden, *weights.mlp_c_proj)
+        result = layer_norm(residual, *self.final_norm, epsilon, update)
+        return result.view(prompts, length, -1) if last is None else result
 
     def decode(
         self, tokens: Tensor, lengths: Tensor, slot_table: Tensor, prompt_lengths: Tensor, group: int, cache: KVCache
@@ -87,25 +95,37 @@ class Decoder:
         Returns:
             [rows, width] in the weights' dtype, behind the final LayerNorm.
         """
-
         # tokens: [rows] -> [rows, width]
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            # qkv: [rows, 3 * width] -> [rows, width]
-            keys, values = cache.layer(layer)
-            return decode_attention(qkv, keys, values, slot_table, lengths, prompt_lengths, group)
-
-        return self._run(tokens, lengths, attend)
-
-    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        # tokens, positions: [rows] -> [rows, width]
         epsilon = self.config.epsilon
-        residual = self.embedding[tokens].float() + self.position_embedding[positions]
+        residual = self._embed(tokens, lengths)
         for layer, weights in enumerate(self._layers):
-            mixed = attend(layer, linear(layer_norm(residual, *weights.ln_1, epsilon), *weights.c_attn))
+            qkv = linear(layer_norm(residual, *weights.ln_1, epsilon), *weights.c_attn)
+            mixed = decode_attention(qkv, *cache.layer(layer), slot_table, lengths, prompt_lengths, group)
             linear_add_(residual, mixed, *weights.attn_c_proj)
             hidden = linear(layer_norm(residual, *weights.ln_2, epsilon), *weights.c_fc, gelu=True)
             linear_add_(residual, hidden, *weights.mlp_c_proj)
         return layer_norm(residual, *self.final_norm, epsilon)
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        # tokens, positions: [n] -> [n, width] fp32
+        return self.embedding[tokens].float() + self.position_embedding[positions]
+
+
+def causal_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attention of whole prompts; padding on the right is seen by padding alone.
+
+    Args:
+        qkv: [prompts, length, 3 * width], query, key and value as heads of equal width.
+        heads: how many.
+
+    Returns:
+        [prompts * length, width] in the dtype of qkv.
+    """
+    # qkv: [prompts, length, 3 * width] -> [prompts * length, width]
+    prompts, length, _ = qkv.shape
+    query, key, value = qkv.view(prompts, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return mixed.transpose(1, 2).reshape(prompts * length, -1)
 
 
 class _LayerWeights:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from modelscope_polylm.app.cli import app
@@ -26,8 +27,9 @@ class Outcome(NamedTuple):
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """A command sets what a process of its own needs; here it is taken back."""
-    before, show = dict(os.environ), warnings.showwarning
+    before, show, threads = dict(os.environ), warnings.showwarning, torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     os.environ.clear()
     os.environ.update(before)
     warnings.showwarning = show

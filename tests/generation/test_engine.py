@@ -47,7 +47,9 @@ def test_a_stream_yields_every_token_as_it_comes(engine):
 
 def test_beam_search_yields_its_best_answer_once(engine):
     updates, answers = updates_of(engine, PROMPTS[:2], num_beams=3, num_return_sequences=2, max_new_tokens=6)
-    assert updates == [[best[0].ids for best in answers]]
+    assert updates[-1] == [best[0].ids for best in answers]
+    # before that one empty update for each step, between which a caller can close the stream
+    assert updates[:-1] == [[[], []]] * (len(updates) - 1) and len(updates) > 2
 
 
 def test_a_stream_that_is_dropped_leaves_the_engine_usable(engine):

@@ -26,54 +26,83 @@ def advance(score, highest, seen):
 
 
 @triton.jit
-def attend_row(query, keys, values, slots, begin, end, HEAD: tl.constexpr, BLOCK_T: tl.constexpr, STAGES: tl.constexpr):
-    # query: [1, HEAD] fp32 -> maximum [1], sum [1], weighted values [1, HEAD]
+def load_block(keys, values, slot, seen, HEAD: tl.constexpr):
+    # slot: [BLOCK_T] int32, read where seen -> key, value: [BLOCK_T, HEAD]
+    place = slot[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
+    key = tl.load(keys + place, mask=seen[:, None], other=0.0)
+    return key, tl.load(values + place, mask=seen[:, None], other=0.0)
+
+
+@triton.jit
+def attend_row(
+    queries, exists, keys, values, slots, begin, end, scale,
+    HEAD: tl.constexpr, BLOCK_T: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # queries: [1, HEAD] pointers -> query, maximum [1], sum [1], weighted values [1, HEAD]
     # every lane keeps a running softmax of its own, so that positions meet only once, after the loop
-    lane, d = tl.arange(0, BLOCK_T), tl.arange(0, HEAD)[None, :]
+    lane = tl.arange(0, BLOCK_T)
     highest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_T,), tl.float32)
     mixed = tl.zeros((BLOCK_T, HEAD), tl.float32)
-    for start in tl.range(begin, end, BLOCK_T, num_stages=STAGES):
-        seen = start + lane < end
-        place = tl.load(slots + start + lane, mask=seen, other=0)[:, None] * HEAD + d
-        key = tl.load(keys + place, mask=seen[:, None], other=0.0).to(tl.float32)
-        value = tl.load(values + place, mask=seen[:, None], other=0.0).to(tl.float32)
-        score = tl.where(seen, tl.sum(key * query, 1), float("-inf"))
-        highest, factor, weight = advance(score, highest, seen)
+    t = begin + lane
+    key, value = load_block(keys, values, tl.load(slots + t, mask=t < end, other=0), t < end, HEAD)
+    slot = tl.load(slots + t + BLOCK_T, mask=t + BLOCK_T < end, other=0)
+    wait_for_previous(OVERLAP)
+    query = tl.load(queries, mask=exists, other=0.0)
+    scaled = query.to(tl.float32) * scale
+    for start in range(begin, end, BLOCK_T):
+        # the next block is on its way while this one is used
+        t = start + lane
+        next_key, next_value = load_block(keys, values, slot, t + BLOCK_T < end, HEAD)
+        slot = tl.load(slots + t + 2 * BLOCK_T, mask=t + 2 * BLOCK_T < end, other=0)
+        score = tl.where(t < end, tl.sum(key.to(tl.float32) * scaled, 1), float("-inf"))
+        highest, factor, weight = advance(score, highest, t < end)
         total = total * factor + weight
-        mixed = mixed * factor[:, None] + weight[:, None] * value
+        mixed = mixed * factor[:, None] + weight[:, None] * value.to(tl.float32)
+        key, value = next_key, next_value
     top = tl.max(highest, 0, keep_dims=True)
     factor = tl.where(highest == float("-inf"), 0.0, tl.exp2(highest - top))
-    return top, tl.sum(total * factor, 0, keep_dims=True), tl.sum(mixed * factor[:, None], 0, keep_dims=True)
+    total = tl.sum(total * factor, 0, keep_dims=True)
+    return query, top, total, tl.sum(mixed * factor[:, None], 0, keep_dims=True)
+
+
+@triton.jit
+def group_slots(slots, row_stride, v, end, prompt, own):
+    # the slots of keys v: [BLOCK_T] of a group, 0 from `end` on
+    owner = tl.where(v < prompt, 0, (v - prompt) // own)
+    position = tl.where(v < prompt, v, prompt + (v - prompt) % own)
+    return tl.load(slots + owner * row_stride + position, mask=v < end, other=0)
 
 
 @triton.jit
 def attend_group(
-    query, keys, values, slots, row_stride, begin, end, prompt, own, scale,
-    HEAD: tl.constexpr, QUERIES: tl.constexpr, BLOCK_T: tl.constexpr, STAGES: tl.constexpr,
+    queries, exists, keys, values, slots, row_stride, begin, end, prompt, own, scale,
+    HEAD: tl.constexpr, QUERIES: tl.constexpr, BLOCK_T: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # query: [QUERIES, HEAD] -> maximum [QUERIES], sum [QUERIES], weighted values [QUERIES, HEAD]
-    lane, d, q = tl.arange(0, BLOCK_T), tl.arange(0, HEAD)[None, :], tl.arange(0, QUERIES)[:, None]
+    # queries: [QUERIES, HEAD] pointers -> query, maximum [QUERIES], sum [QUERIES], weighted values [QUERIES, HEAD]
+    lane, q = tl.arange(0, BLOCK_T), tl.arange(0, QUERIES)[:, None]
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, HEAD), tl.float32)
-    for start in tl.range(begin, end, BLOCK_T, num_stages=STAGES):
+    v = begin + lane
+    key, value = load_block(keys, values, group_slots(slots, row_stride, v, end, prompt, own), v < end, HEAD)
+    slot = group_slots(slots, row_stride, v + BLOCK_T, end, prompt, own)
+    wait_for_previous(OVERLAP)
+    query = tl.load(queries, mask=exists, other=0.0)
+    for start in range(begin, end, BLOCK_T):
+        # the next block is on its way while this one is used
         v = start + lane
-        shared = v < prompt
-        owner = tl.where(shared, 0, (v - prompt) // own)
-        position = tl.where(shared, v, prompt + (v - prompt) % own)
-        seen = (v < end)[:, None]
-        place = tl.load(slots + owner * row_stride + position, mask=v < end, other=0)[:, None] * HEAD + d
-        key = tl.load(keys + place, mask=seen, other=0.0)
-        value = tl.load(values + place, mask=seen, other=0.0)
-        visible = (v < end)[None, :] & (shared[None, :] | (owner[None, :] == q))
+        next_key, next_value = load_block(keys, values, slot, v + BLOCK_T < end, HEAD)
+        slot = group_slots(slots, row_stride, v + 2 * BLOCK_T, end, prompt, own)
+        visible = (v < end)[None, :] & ((v < prompt)[None, :] | (((v - prompt) // own)[None, :] == q))
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         score = tl.where(visible, score, float("-inf"))
         highest, factor, _ = advance(tl.max(score, 1), highest, True)
         weight = tl.where(visible, tl.exp2(score - highest[:, None]), 0.0)
         total = total * factor + tl.sum(weight, 1)
         mixed = tl.dot(weight.to(value.dtype), value, mixed * factor[:, None], input_precision="ieee")
-    return highest, total, mixed
+        key, value = next_key, next_value
+    return query, highest, total, mixed
 
 
 @triton.jit
@@ -105,13 +134,13 @@ def attention_kernel(
     qkv, key_cache, value_cache, slot_table, lengths, prompt_lengths, out, maxima, sums, partials, counter,
     row_stride, cache_stride, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, GROUP: tl.constexpr, QUERIES: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_T: tl.constexpr, STAGES: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_T: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # qkv: [R, 3, HEADS, HEAD], caches: [HEADS, S, HEAD], slot_table: [R, row_stride], out: [R, HEADS, HEAD]
     # maxima, sums: [groups * HEADS, SPLITS, QUERIES], partials: [groups * HEADS, SPLITS, QUERIES, HEAD]
+    # lengths, slots and what is cached were complete before the step began, so they are read before the wait
     split, head, first = tl.program_id(0), tl.program_id(1), tl.program_id(2) * GROUP
     admit_next(OVERLAP)
-    wait_for_previous(OVERLAP)
     length, prompt = tl.load(lengths + first), tl.load(prompt_lengths + first)
     own = tl.maximum(length - prompt, 0)
     prompt = length - own
@@ -126,17 +155,17 @@ def attention_kernel(
     q, d = tl.arange(0, QUERIES), tl.arange(0, HEAD)[None, :]
     exists = (q < GROUP)[:, None]
     place = (first + q)[:, None] * (3 * HEADS * HEAD) + head * HEAD + d
-    query = tl.load(qkv + place, mask=exists, other=0.0)
     head_keys = key_cache + head.to(tl.int64) * cache_stride
     head_values = value_cache + head.to(tl.int64) * cache_stride
     slots = slot_table + first * row_stride
     if GROUP == 1:
-        scaled = query.to(tl.float32) * scale
-        highest, total, mixed = attend_row(scaled, head_keys, head_values, slots, begin, end, HEAD, BLOCK_T, STAGES)
+        query, highest, total, mixed = attend_row(
+            qkv + place, exists, head_keys, head_values, slots, begin, end, scale, HEAD, BLOCK_T, OVERLAP
+        )
     else:
-        highest, total, mixed = attend_group(
-            query, head_keys, head_values, slots, row_stride, begin, end, prompt, tl.maximum(own, 1), scale,
-            HEAD, QUERIES, BLOCK_T, STAGES,
+        query, highest, total, mixed = attend_group(
+            qkv + place, exists, head_keys, head_values, slots, row_stride, begin, end, prompt, tl.maximum(own, 1),
+            scale, HEAD, QUERIES, BLOCK_T, OVERLAP,
         )  # fmt: skip
     if split == 0:
         # the new tokens: stored in the cache, and each seen by its own row
@@ -181,6 +210,6 @@ def launch_attention(
         qkv, key_cache, value_cache, slot_table, lengths, prompt_lengths, out, sums[0], sums[1], partials,
         counters(qkv.device), slot_table.shape[1], slots * width, 1.4426950408889634 / width**0.5,
         HEADS=heads, HEAD=width, GROUP=group, QUERIES=queries, SPLITS=splits, BLOCK_T=config.block_t,
-        STAGES=config.stages, AT_ONCE=min(splits, 8 if group == 1 else 4),
+        AT_ONCE=min(splits, 8 if group == 1 else 4),
         **launch_options(qkv.device, config.warps),
     )  # fmt: skip

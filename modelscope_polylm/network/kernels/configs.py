@@ -23,7 +23,6 @@ class VectorConfig:
     block_n: int
     block_k: int
     warps: int
-    stages: int = 1  # 1: loads straight to registers; more: asynchronous copies through shared memory
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ class AttentionConfig:
     block_t: int
     warps: int
     splits: int
-    stages: int = 1
 
 
-# most rows and the configuration up to there; projections are told apart by their proportions
-MATRIX_CONFIGS = {
+# most rows and the configuration up to there, None where the library is faster
+# projections are told apart by their proportions
+MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig | None], ...]] = {
     "c_attn": (
         (32, MatrixConfig(64, 128, 4, stages=6, swap=True)),
         (64, MatrixConfig(128, 64, 4, stages=6, swap=True)),
@@ -62,10 +61,10 @@ MATRIX_CONFIGS = {
     ),
     "mlp.c_proj": (
         (8, MatrixConfig(32, 128, 4, stages=6, parts=4)),
-        (64, MatrixConfig(64, 128, 4, stages=6, parts=4, swap=True)),
+        (32, MatrixConfig(64, 128, 4, stages=6, parts=4, swap=True)),
+        (64, None),
     ),
 }
-LARGE_MATRIX = 100_000_000
 MIN_PART = 1024
 
 
@@ -74,10 +73,10 @@ def choose_linear(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> V
     if dtype == torch.float32:
         return VectorConfig(block_n=4, block_k=512, warps=4) if rows <= 8 else None
     if rows <= 2:
-        return VectorConfig(block_n=2 if outputs * inputs > LARGE_MATRIX else 8, block_k=1024, warps=4)
+        return VectorConfig(block_n=4, block_k=1024, warps=4)
     table = MATRIX_CONFIGS[_projection(outputs, inputs)]
     config = next(config for most, config in table if rows <= most)
-    return replace(config, parts=_parts(inputs, config.parts))
+    return config and replace(config, parts=_parts(inputs, config.parts))
 
 
 def _projection(outputs: int, inputs: int) -> str:
@@ -102,10 +101,8 @@ def choose_attention(groups: int, heads: int, group: int, dtype: torch.dtype, de
     if dtype == torch.float32:
         return AttentionConfig(32 if group == 1 else 16, warps=4, splits=splits)
     if group > 1:
-        return AttentionConfig(64, warps=2, splits=splits)
-    if programs > 8 * processors:
-        return AttentionConfig(16, warps=4, splits=splits)
-    return AttentionConfig(32, warps=2, splits=splits)
+        return AttentionConfig(64, warps=4, splits=min(6, splits))
+    return AttentionConfig(32 if programs < 4 * processors else 16, warps=2, splits=splits)
 
 
 def choose_output(rows: int, top: int, dtype: torch.dtype) -> VectorConfig | MatrixConfig | None:

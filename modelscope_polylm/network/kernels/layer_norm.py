@@ -9,23 +9,25 @@ from torch import Tensor
 from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 
-def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, add: Tensor | None = None) -> Tensor:
     """Plain torch twin of `layer_norm`."""
-    # x: [R, D] -> [R, D]
+    # x, add: [R, D] -> [R, D]
+    if add is not None:
+        x += add
     return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), epsilon).to(weight.dtype)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, add: Tensor | None = None) -> Tensor:
     """Normalises each row of x [R, D] and returns [R, D] in the dtype of `weight` [D] and `bias` [D].
 
-    Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32.
+    Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32. `add` [R, D] is added to x in place before.
     """
-    # x: [R, D] fp32 -> [R, D]
-    if not uses_triton(x, weight, bias):
-        return layer_norm_reference(x, weight, bias, epsilon)
+    # x: [R, D] fp32, add: [R, D] -> [R, D]
+    if not uses_triton(x, weight, bias, *([] if add is None else [add])):
+        return layer_norm_reference(x, weight, bias, epsilon, add)
     from modelscope_polylm.network.kernels.layer_norm_triton import launch_layer_norm
 
     out = torch.empty_like(x, dtype=weight.dtype)
     with torch.cuda.device_of(x):
-        launch_layer_norm(x, weight, bias, out, epsilon)
+        launch_layer_norm(x, weight, bias, out, epsilon, add)
     return out

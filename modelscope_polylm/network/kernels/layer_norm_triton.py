@@ -10,8 +10,10 @@ from modelscope_polylm.network.kernels.order_triton import admit_next, launch_op
 
 
 @triton.jit
-def layer_norm_kernel(x, weight, bias, out, epsilon, D: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr):
-    # x: [R, D] fp32, weight, bias: [D], out: [R, D]
+def layer_norm_kernel(
+    x, added, weight, bias, out, epsilon, D: tl.constexpr, WIDTH: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr
+):
+    # x: [R, D] fp32, added, out: [R, D], weight, bias: [D]
     admit_next(OVERLAP)
     d = tl.arange(0, WIDTH)
     scale = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
@@ -19,15 +21,21 @@ def layer_norm_kernel(x, weight, bias, out, epsilon, D: tl.constexpr, WIDTH: tl.
     wait_for_previous(OVERLAP)
     place = tl.program_id(0).to(tl.int64) * D + d
     value = tl.load(x + place, mask=d < D, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(added + place, mask=d < D, other=0.0).to(tl.float32)
+        tl.store(x + place, value, mask=d < D)
     mean = tl.sum(value) / D
     centred = tl.where(d < D, value - mean, 0.0)
     deviation = tl.rsqrt(tl.sum(centred * centred) / D + epsilon)
     tl.store(out + place, centred * deviation * scale + shift, mask=d < D)
 
 
-def launch_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float, warps: int = 8) -> None:
-    # x: [R, D] fp32, weight, bias: [D], out: [R, D]
+def launch_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float, add: Tensor | None, warps: int = 8
+) -> None:
+    # x: [R, D] fp32, add, out: [R, D], weight, bias: [D]
     rows, width = x.shape
     layer_norm_kernel[(rows,)](
-        x, weight, bias, out, epsilon, D=width, WIDTH=triton.next_power_of_2(width), **launch_options(x.device, warps)
-    )
+        x, x if add is None else add, weight, bias, out, epsilon,
+        D=width, WIDTH=triton.next_power_of_2(width), ADD=add is not None, **launch_options(x.device, warps),
+    )  # fmt: skip

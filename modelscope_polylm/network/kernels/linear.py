@@ -13,8 +13,11 @@ Config = VectorConfig | MatrixConfig
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
-    """Plain torch twin of `linear`: rounds once more, before the GELU."""
+    """Plain torch twin of `linear`; on a CPU it rounds once more, before the GELU."""
     # x: [R, K], weight: [N, K], bias: [N] -> [R, N]
+    if gelu and x.is_cuda:
+        # cuBLAS applies the tanh GELU before it rounds
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate="tanh") if gelu else y
 

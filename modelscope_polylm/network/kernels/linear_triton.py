@@ -13,7 +13,6 @@ from modelscope_polylm.network.kernels.order_triton import (
     admit_next,
     last_to_arrive,
     launch_options,
-    wait_for_previous,
 )
 from modelscope_polylm.network.kernels.products_triton import matrix_tile, vector_tile
 
@@ -36,14 +35,13 @@ def finish(total, bias, out, n, R, N, ROWS: tl.constexpr, GELU: tl.constexpr, AD
 @triton.jit
 def vector_kernel(
     x, weight, bias, out, R, N,
-    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GELU: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # x: [R, K], weight: [N, K], bias: [N], out: [R, N]; a program makes BLOCK_N outputs
     first = tl.program_id(0) * BLOCK_N
     admit_next(OVERLAP)
-    wait_for_previous(OVERLAP)
-    total = vector_tile(x, weight, first, R, N, K, ROWS, BLOCK_N, BLOCK_K, STAGES)
+    total = vector_tile(x, weight, first, R, N, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
     finish(total, bias, out, first + tl.arange(0, BLOCK_N), R, N, ROWS, GELU, ADD)
 
 
@@ -59,8 +57,7 @@ def matrix_kernel(
     first = tile * BLOCK_N
     n = first + tl.arange(0, BLOCK_N)
     admit_next(OVERLAP)
-    wait_for_previous(OVERLAP)
-    total = matrix_tile(x, weight, first, R, N, part, K, PARTS, BLOCK_M, BLOCK_N, BLOCK_K, SWAP)
+    total = matrix_tile(x, weight, first, R, N, part, K, PARTS, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, OVERLAP)
     if PARTS == 1:
         finish(total, bias, out, n, R, N, BLOCK_M, GELU, ADD)
     else:
@@ -83,7 +80,7 @@ def launch_vector(
     vector_kernel[(triton.cdiv(outputs, config.block_n),)](
         x, weight, bias, out, rows, outputs,
         K=inputs, ROWS=triton.next_power_of_2(rows), BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        STAGES=config.stages, GELU=gelu, ADD=add, **launch_options(x.device, config.warps),
+        GELU=gelu, ADD=add, **launch_options(x.device, config.warps),
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 Programmatic dependent launch: a kernel starts while the kernel before it ends.
 
-Rule for every kernel: what an earlier kernel wrote is read, and anything is written, only after `wait_for_previous`.
+Rule for every kernel: what an earlier kernel of the step wrote is read, and anything is written, only after
+`wait_for_previous`. What was complete before the step (weights, lengths, slots, cached keys and values) may be read
+earlier, because the first kernel of a step, the embedding's, is torch's and starts when all work before it has ended.
 """
 
 from __future__ import annotations

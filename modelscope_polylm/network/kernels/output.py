@@ -21,22 +21,14 @@ def output_logits_reference(hidden: Tensor, embedding: Tensor, vocab_limit: int)
     return logits
 
 
-def output_candidates_reference(
-    hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain torch twin of `output_candidates`: exactly k candidates a row."""
+def output_best_reference(hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain torch twin of `output_best`."""
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
     logits = output_logits_reference(hidden, embedding, vocab_limit)
     values, ids = logits.topk(k, dim=-1)
-    return values, ids.int(), logits.logsumexp(-1)
-
-
-def top_candidates_reference(values: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Plain torch twin of `top_candidates`."""
-    # values, ids: [R, C] -> [R, k]
     by_id = ids.argsort(dim=-1, stable=True)
-    order = by_id.gather(1, values.gather(1, by_id).argsort(dim=-1, descending=True, stable=True)[:, :k])
-    return values.gather(1, order), ids.gather(1, order)
+    order = by_id.gather(1, values.gather(1, by_id).argsort(dim=-1, descending=True, stable=True))
+    return values.gather(1, order), ids.gather(1, order).int(), logits.logsumexp(-1)
 
 
 def _choose(hidden: Tensor, embedding: Tensor, top: int, config: Config | None) -> Config | None:
@@ -62,34 +54,20 @@ def output_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: C
         return launch_logits(hidden, embedding, vocab_limit, chosen)
 
 
-def output_candidates(
+def output_best(
     hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int, config: Config | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates among which every row's k best tokens are, and the log-sum-exp over all tokens.
+    """Each row's k best tokens, best first, and the log-sum-exp over all tokens below `vocab_limit`.
 
-    Returns values [R, C] fp32 (logits), ids [R, C] int32 below `vocab_limit` (a place without a token has -inf and id
-    0), and [R] fp32. `top_candidates` picks the k best. The kernel (1 <= k <= 16, 1 to 64 rows, CUDA) never writes the
-    logits.
+    Returns values [R, k] fp32 (logits), ids [R, k] int32 (of equal logits the lower id comes first) and [R] fp32. The
+    kernels (1 <= k <= 16, 1 to 64 rows, CUDA) never write the logits; where fewer than k tokens exist, they fill up
+    with -inf and id 0.
     """
-    # hidden: [R, D], embedding: [V, D] -> values, ids: [R, C], log-sum-exp: [R]
+    # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
     chosen = _choose(hidden, embedding, k, config)
     if chosen is None or k > chosen.block_n:
-        return output_candidates_reference(hidden, embedding, k, vocab_limit)
-    from modelscope_polylm.network.kernels.output_triton import launch_candidates
-
-    with torch.cuda.device_of(hidden):
-        return launch_candidates(hidden, embedding, k, vocab_limit, chosen)
-
-
-def top_candidates(values: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest values of each row, best first, and their ids; of equal values the lower id comes first.
-
-    values [R, C] fp32, ids [R, C] int32 -> [R, k] each.
-    """
-    # values, ids: [R, C] -> [R, k]
-    if not uses_triton(values, ids) or k > MAX_TOP:
-        return top_candidates_reference(values, ids, k)
+        return output_best_reference(hidden, embedding, k, vocab_limit)
     from modelscope_polylm.network.kernels.output_triton import launch_best
 
-    with torch.cuda.device_of(values):
-        return launch_best(values, ids, k)
+    with torch.cuda.device_of(hidden):
+        return launch_best(hidden, embedding, k, vocab_limit, chosen)

@@ -15,6 +15,8 @@ from modelscope_polylm.network.kernels.products_triton import matrix_tile, vecto
 
 # sort key of a place without a token: -inf with the highest id
 EMPTY = tl.constexpr((0x807FFFFF - (1 << 32)) << 32)
+REDUCED = 1024
+"""Candidates that one program of `reduce_kernel` reads."""
 
 
 @triton.jit
@@ -47,16 +49,15 @@ def store_best(keys, values, ids, stored, TOP: tl.constexpr):
 @triton.jit
 def logits_tile(
     hidden, embedding, first, R, V,
-    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # hidden: [R, K], embedding: [V, K] -> [ROWS, BLOCK_N] fp32 for tokens first..first+BLOCK_N-1
     admit_next(OVERLAP)
-    wait_for_previous(OVERLAP)
     if MATRIX:
-        tile = matrix_tile(hidden, embedding, first, R, V, 0, K, 1, ROWS, BLOCK_N, BLOCK_K, SWAP)
+        tile = matrix_tile(hidden, embedding, first, R, V, 0, K, 1, ROWS, BLOCK_N, BLOCK_K, SWAP, OVERLAP)
     else:
-        tile = vector_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, STAGES)
+        tile = vector_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
     return tile
 
 
@@ -64,12 +65,12 @@ def logits_tile(
 def candidates_kernel(
     hidden, embedding, values, ids, sums, R, V, limit,
     K: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr, MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
+    MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden: [R, K], embedding: [V, K], values, ids: [R, tiles * TOP], sums: [R, tiles] log-sum-exp of each tile
+    # hidden: [R, K], embedding: [V, K], values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile
     tile, tiles = tl.program_id(0), tl.num_programs(0)
     first = tile * BLOCK_N
-    logits = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, STAGES, MATRIX, SWAP, OVERLAP)
+    logits = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, SWAP, OVERLAP)
     token = (first + tl.arange(0, BLOCK_N))[None, :]
     row = tl.arange(0, ROWS)
     logits = tl.where(token < limit, logits, float("-inf"))
@@ -84,82 +85,83 @@ def candidates_kernel(
 @triton.jit
 def logits_kernel(
     hidden, embedding, logits, R, V, limit,
-    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # hidden: [R, K], embedding: [V, K], logits: [R, V] fp32
     first = tl.program_id(0) * BLOCK_N
-    tile = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, STAGES, MATRIX, SWAP, OVERLAP)
+    tile = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, SWAP, OVERLAP)
     token, row = (first + tl.arange(0, BLOCK_N))[None, :], tl.arange(0, ROWS)[:, None]
     tile = tl.where(token < limit, tile, float("-inf"))
     tl.store(logits + row.to(tl.int64) * V + token, tile, mask=(row < R) & (token < V))
 
 
 @triton.jit
-def best_kernel(values, ids, best_values, best_ids, C, TOP: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    # values, ids: [R, C] -> best TOP of each block of BLOCK: [R, blocks * TOP]
+def reduce_kernel(
+    values, ids, sums, best_values, best_ids, best_sums, tiles,
+    TOP: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # values, ids: [R, tiles, TOP], sums: [R, tiles] -> the same of each block of BLOCK tiles; WIDTH >= BLOCK * TOP
     block, row, blocks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
-    c = block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    value = tl.load(values + row * C + c, mask=c < C, other=float("-inf"))
-    token = tl.load(ids + row * C + c, mask=c < C, other=0x7FFFFFFF)
-    place = (row * blocks + block) * TOP + tl.arange(0, 1)
-    store_best(sort_keys(value, token), best_values + place, best_ids + place, tl.arange(0, 1) < 1, TOP)
-
-
-@triton.jit
-def log_sum_kernel(sums, out, C, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    # sums: [R, C] -> out: [R], log of the sum of their exponentials
-    admit_next(OVERLAP)
-    wait_for_previous(OVERLAP)
-    row = tl.program_id(0)
-    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, C, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        value = tl.load(sums + row * C + c, mask=c < C, other=float("-inf"))
-        after = tl.maximum(highest, value)
-        total = tl.where(highest == after, total, total * tl.exp(highest - after))
-        total += tl.where(c < C, tl.exp(value - after), 0.0)
-        highest = after
-    top = tl.max(highest, 0)
-    total = tl.where(highest == float("-inf"), 0.0, total * tl.exp(highest - top))
-    tl.store(out + row, top + tl.log(tl.sum(total, 0)))
+    tile = block * BLOCK + tl.arange(0, BLOCK)
+    log_sum = tl.load(sums + row * tiles + tile, mask=tile < tiles, other=float("-inf"))
+    highest = tl.max(log_sum, 0)
+    place = row * blocks + block
+    tl.store(best_sums + place, highest + tl.log(tl.sum(tl.exp(log_sum - highest), 0)))
+    inside = tl.arange(0, WIDTH)[None, :]
+    c = block * BLOCK * TOP + inside
+    exists = (inside < BLOCK * TOP) & (c < tiles * TOP)
+    value = tl.load(values + row * tiles * TOP + c, mask=exists, other=float("-inf"))
+    token = tl.load(ids + row * tiles * TOP + c, mask=exists, other=0x7FFFFFFF)
+    room = place * TOP + tl.arange(0, 1)
+    store_best(sort_keys(value, token), best_values + room, best_ids + room, tl.arange(0, 1) < 1, TOP)
 
 
 def _tile_arguments(hidden: Tensor, embedding: Tensor, config: VectorConfig | MatrixConfig) -> dict[str, Any]:
     # hidden: [R, K], embedding: [V, K] -> arguments that both kernels of the vocabulary share
     rows, inputs = hidden.shape
-    matrix = isinstance(config, MatrixConfig)
-    return dict(
-        K=inputs,
-        ROWS=max(16 if matrix else 1, triton.next_power_of_2(rows)),
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        STAGES=config.stages,
-        MATRIX=matrix,
-        SWAP=isinstance(config, MatrixConfig) and config.swap,
-        **launch_options(hidden.device, config.warps, config.stages if matrix else 1),
-    )
+    shape = {"K": inputs, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    row_block = triton.next_power_of_2(rows)
+    if isinstance(config, VectorConfig):
+        kind = {"MATRIX": False, "SWAP": False, "ROWS": row_block}
+        return {**shape, **kind, **launch_options(hidden.device, config.warps)}
+    kind = {"MATRIX": True, "SWAP": config.swap, "ROWS": max(16, row_block)}
+    return {**shape, **kind, **launch_options(hidden.device, config.warps, config.stages)}
 
 
-def launch_candidates(
+def launch_best(
     hidden: Tensor, embedding: Tensor, top: int, limit: int, config: VectorConfig | MatrixConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # hidden: [R, K], embedding: [V, K] -> values, ids: [R, C], log-sum-exp: [R]
+    # hidden: [R, K], embedding: [V, K] -> values, ids: [R, top], log-sum-exp: [R]
     rows, device = hidden.shape[0], hidden.device
     tiles = triton.cdiv(limit, config.block_n)
-    values = torch.empty(rows, tiles * top, dtype=torch.float32, device=device)
-    ids = torch.empty(rows, tiles * top, dtype=torch.int32, device=device)
-    sums = torch.empty(rows, tiles, dtype=torch.float32, device=device)
-    log_sum = torch.empty(rows, dtype=torch.float32, device=device)
+    results = _room(rows, tiles, top, device)
     candidates_kernel[(tiles,)](
-        hidden, embedding, values, ids, sums, rows, embedding.shape[0], limit,
+        hidden, embedding, *results, rows, embedding.shape[0], limit,
         TOP=top, **_tile_arguments(hidden, embedding, config),
     )  # fmt: skip
-    log_sum_kernel[(rows,)](sums, log_sum, tiles, BLOCK=2048, **launch_options(device, 8))
-    return values, ids, log_sum
+    block = REDUCED // triton.next_power_of_2(top)
+    while tiles > 1:
+        blocks = triton.cdiv(tiles, block)
+        reduced = _room(rows, blocks, top, device)
+        reduce_kernel[(blocks, rows)](
+            *results, *reduced, tiles,
+            TOP=top, BLOCK=block, WIDTH=triton.next_power_of_2(block * top), **launch_options(device, 4),
+        )  # fmt: skip
+        results, tiles = reduced, blocks
+    values, ids, sums = results
+    return values.view(rows, top), ids.view(rows, top), sums.view(rows)
+
+
+def _room(rows: int, tiles: int, top: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    # -> values, ids: [R, tiles, TOP], log-sum-exp: [R, tiles]
+    return (
+        torch.empty(rows, tiles, top, dtype=torch.float32, device=device),
+        torch.empty(rows, tiles, top, dtype=torch.int32, device=device),
+        torch.empty(rows, tiles, dtype=torch.float32, device=device),
+    )
 
 
 def launch_logits(hidden: Tensor, embedding: Tensor, limit: int, config: VectorConfig | MatrixConfig) -> Tensor:
@@ -170,19 +172,3 @@ def launch_logits(hidden: Tensor, embedding: Tensor, limit: int, config: VectorC
         hidden, embedding, logits, rows, tokens, limit, **_tile_arguments(hidden, embedding, config)
     )
     return logits
-
-
-def launch_best(values: Tensor, ids: Tensor, top: int, block: int = 4096) -> tuple[Tensor, Tensor]:
-    # values, ids: [R, C] -> [R, top]; each pass keeps the best of every block
-    rows = values.shape[0]
-    while True:
-        blocks = triton.cdiv(values.shape[1], block)
-        best_values = torch.empty(rows, blocks * top, dtype=torch.float32, device=values.device)
-        best_ids = torch.empty(rows, blocks * top, dtype=torch.int32, device=values.device)
-        best_kernel[(blocks, rows)](
-            values, ids, best_values, best_ids, values.shape[1],
-            TOP=top, BLOCK=block, **launch_options(values.device, 8),
-        )  # fmt: skip
-        values, ids = best_values, best_ids
-        if blocks == 1:
-            return values, ids

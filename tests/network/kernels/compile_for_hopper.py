@@ -16,7 +16,7 @@ from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import linear, linear_add_
-from modelscope_polylm.network.kernels.output import output_candidates, output_logits
+from modelscope_polylm.network.kernels.output import output_best, output_logits
 
 SHARED_MEMORY = 227 * 1024
 compiled: list[str] = []
@@ -63,7 +63,7 @@ def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> N
     cache = zeros(heads, 64, 128)
     table, lengths = torch.zeros(rows, 32, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
     decode_attention(zeros(rows, 3 * width), cache, cache, table, lengths, lengths, group)
-    output_candidates(x, zeros(vocab, width), 1 if rows == 1 else 2 * group, vocab)
+    output_best(x, zeros(vocab, width), 1 if rows == 1 else 2 * group, vocab)
     output_logits(x, zeros(vocab, width), vocab)
 
 

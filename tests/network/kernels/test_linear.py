@@ -11,7 +11,7 @@ from tests.network.kernels.random_tensors import random, relative_error
 
 CONFIGS = [
     VectorConfig(block_n=8, block_k=64, warps=1),
-    VectorConfig(block_n=16, block_k=32, warps=4, stages=3),
+    VectorConfig(block_n=16, block_k=32, warps=4),
     MatrixConfig(block_n=32, block_k=32, warps=4, stages=3),
     MatrixConfig(block_n=16, block_k=32, warps=4, stages=3, parts=3),
     MatrixConfig(block_n=32, block_k=64, warps=4, stages=2, parts=2, swap=True),

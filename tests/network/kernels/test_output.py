@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.output import (
-    output_candidates,
+    output_best,
+    output_best_reference,
     output_logits,
-    top_candidates,
-    top_candidates_reference,
 )
 from tests.network.kernels.random_tensors import random, relative_error
 
@@ -28,16 +27,14 @@ def arguments(rows, dtype, device):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(("limit", "top"), [(VOCAB, 1), (129, 5)])
-def test_candidates_hold_the_best_tokens(config, limit, top, device, dtype):
+def test_best_tokens_and_log_sum(config, limit, top, device, dtype):
     hidden, embedding = arguments(3, dtype, device)
     exact = F.linear(hidden.double(), embedding.double())[:, :limit]
-    values, ids, log_sum = output_candidates(hidden, embedding, top, limit, config)
+    values, ids, log_sum = output_best(hidden, embedding, top, limit, config)
     assert values.dtype == log_sum.dtype == torch.float32 and ids.dtype == torch.int32
-    assert int(ids.min()) >= 0 and int(ids.max()) < limit
-    best, best_ids = top_candidates(values, ids, top)
     expected = exact.topk(top)
-    assert torch.equal(best_ids.long(), expected.indices)
-    assert relative_error(best, expected.values) < 2e-6
+    assert torch.equal(ids.long(), expected.indices)
+    assert relative_error(values, expected.values) < 2e-6
     assert relative_error(log_sum, exact.logsumexp(-1)) < 2e-6
 
 
@@ -51,31 +48,28 @@ def test_logits_are_exact_and_end_at_the_limit(config, device, dtype):
 
 def test_fewer_tokens_than_places(device):
     hidden, embedding = arguments(1, torch.float32, device)
-    values, ids, _ = output_candidates(hidden, embedding, 16, 3, CONFIGS[0])
-    best, best_ids = top_candidates(values, ids, 16)
-    assert sorted(best_ids[0, :3].tolist()) == [0, 1, 2]
-    assert torch.isneginf(best[0, 3:]).all() and (best_ids[0, 3:] == 0).all()
+    values, ids, _ = output_best(hidden, embedding, 16, 3, CONFIGS[0])
+    assert sorted(ids[0, :3].tolist()) == [0, 1, 2]
+    assert torch.isneginf(values[0, 3:]).all() and (ids[0, 3:] == 0).all()
 
 
-@pytest.mark.parametrize("count", [5, 100, 4097])
-def test_top_candidates_prefer_lower_ids_among_equals(count, device):
-    # rounded values of both signs are full of ties
-    values = (random(3, count, device=device) * 2).round() / 2
-    ids = torch.stack([torch.randperm(count) for _ in range(3)]).int().to(device)
-    top = min(count, 8)
-    result, expected = top_candidates(values, ids, top), top_candidates_reference(values, ids, top)
-    order = [
-        sorted(zip((-v for v in row), chosen, strict=True))[:top]
-        for row, chosen in zip(values.tolist(), ids.tolist(), strict=True)
-    ]
-    assert expected[1].tolist() == [[token for _, token in row] for row in order]
-    assert torch.equal(result[0], expected[0]) and torch.equal(result[1], expected[1])
+@pytest.mark.parametrize(("vocab", "top"), [(300, 1), (300, 7), (40_000, 3)])
+def test_lower_ids_come_first_among_equals(vocab, top, device):
+    # one input and few different weights: every logit is shared by many tokens; 40,000 of them need two reductions
+    hidden = torch.ones(2, 16, device=device)
+    embedding = torch.zeros(vocab, 16, device=device)
+    embedding[:, 0] = torch.randint(-3, 4, (vocab,)).to(device)
+    values, ids, log_sum = output_best(hidden, embedding, top, vocab, VectorConfig(16, 16, 1))
+    order = sorted((-value, token) for token, value in enumerate(embedding[:, 0].tolist()))[:top]
+    assert ids.tolist() == [[token for _, token in order]] * 2
+    assert values.tolist() == [[-value for value, _ in order]] * 2
+    assert relative_error(log_sum, output_best_reference(hidden, embedding, top, vocab)[2]) < 2e-6
 
 
 def test_twins_agree_with_log_softmax():
     hidden, embedding = arguments(2, torch.float32, torch.device("cpu"))
     with kernel_settings("torch"):
-        values, ids, log_sum = output_candidates(hidden, embedding, 4, 100)
+        values, ids, log_sum = output_best(hidden, embedding, 4, 100)
         logits = output_logits(hidden, embedding, 100)
     expected = F.log_softmax(F.linear(hidden, embedding)[:, :100], -1).topk(4)
     assert torch.allclose(values - log_sum[:, None], expected.values, atol=1e-5)
