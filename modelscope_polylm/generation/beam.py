@@ -17,16 +17,20 @@ from modelscope_polylm.generation.rows import Rows
 
 IMPOSSIBLE = -1.0e9
 """transformers' score of a beam that cannot be chosen."""
+SCORE, LOGPROB, TOKEN, PARENT, POSITION = range(5)
+"""Columns of a continuation, all exact in fp64: its beam's sum of log-probabilities (in a finished beam divided by the
+length), the token's own log-probability, the token, the row that it continues, and the token's position."""
 
 
 class BeamSearch:
     """Keeps `rows.group` running beams and as many finished ones for each prompt.
 
+    No beam's text is copied: a beam is its last continuation, and `history` tells what each row chose at each position.
+
     Attributes:
         running_scores: [prompts, beams] fp32, sums of log-probabilities.
-        finished_scores: [prompts, beams] fp64, divided by the length, best first.
-        finished_ids, finished_logprobs: [prompts, beams, positions], prompt and answer of the finished beams.
-        finished_lengths: [prompts, beams] int32, of prompt and answer, the end token included.
+        finished: [prompts, beams, 5] fp64, the last continuations of the finished beams, best first.
+        history: [prompts, positions, beams, 3] fp64, log-probability, token and parent row of every choice.
         report: [prompts] bool, what the host has to see of each step: which prompts are done.
     """
 
@@ -39,82 +43,71 @@ class BeamSearch:
         self.early_stopping = options.early_stopping
         self.length_penalty = scalar(options.length_penalty, device)
         self.running_scores = torch.zeros(prompts, beams, device=device)
-        self.finished_scores = torch.zeros(prompts, beams, dtype=torch.float64, device=device)
-        self.finished_ids = torch.zeros(prompts, beams, rows.positions, dtype=torch.int64, device=device)
-        self.finished_logprobs = torch.zeros(prompts, beams, rows.positions, device=device)
-        self.finished_lengths = torch.zeros(prompts, beams, dtype=torch.int32, device=device)
+        self.finished = torch.zeros(prompts, beams, 5, dtype=torch.float64, device=device)
+        self.history = torch.zeros(prompts, rows.positions, beams, 3, dtype=torch.float64, device=device)
         self.report = torch.zeros(prompts, dtype=torch.bool, device=device)
+        self._first_rows = torch.arange(prompts, device=device)[:, None] * beams
+        self._among_best = torch.arange(self.candidates, device=device) < beams
 
     def begin(self) -> None:
         """Start a new batch: only the first beam of a prompt counts, for all are equal."""
         self.running_scores.fill_(IMPOSSIBLE)
         self.running_scores[:, 0] = 0
-        self.finished_scores.fill_(IMPOSSIBLE)
-        self.finished_lengths.zero_()
+        self.finished.zero_()
+        self.finished[..., SCORE] = IMPOSSIBLE
         self.report.copy_(self.rows.finished.view(-1, self.beams)[:, 0])
 
     def select(self, hidden: Tensor) -> None:
         """Choose the beams that go on, keep those that end, and note which prompts are done."""
         # hidden: [rows, width]
-        scores, logprobs, tokens, parents = self._continuations(hidden)
-        ended = is_one_of(tokens, self.end_tokens)
+        found = self._continuations(hidden)
+        ended = is_one_of(found[..., TOKEN], self.end_tokens)
         at_limit = self._generated() + 1 >= self._of_prompt(self.rows.limits)
         may_finish = ended if self.counts_prompt else ended | at_limit[:, None]
-        may_finish = may_finish & (torch.arange(self.candidates, device=tokens.device) < self.beams)
-        self._finish(may_finish, scores, logprobs, tokens, parents, length_before_end=True)
-        best_score = scores[:, 0]
+        self._finish(may_finish & self._among_best, found, length_before_end=True)
+        best_score = found[:, 0, SCORE]
 
-        kept = torch.where(ended, IMPOSSIBLE, 0.0).add(scores).topk(self.beams).indices
-        scores, logprobs, tokens, parents = (values.gather(1, kept) for values in (scores, logprobs, tokens, parents))
+        kept = torch.where(ended, IMPOSSIBLE, found[..., SCORE]).topk(self.beams).indices
+        going_on = _take(found, kept)
         if self.counts_prompt:
-            going_on = (at_limit & ~self._done_by_rules(best_score))[:, None].expand_as(tokens)
-            self._finish(going_on, scores, logprobs, tokens, parents, length_before_end=False)
+            limited = at_limit & ~self._done_by_rules(best_score)
+            self._finish(limited[:, None].expand_as(kept), going_on, length_before_end=False)
         else:
-            best_score = scores[:, 0]
+            best_score = going_on[:, 0, SCORE]
         self._note_done(at_limit, best_score)
-        self._go_on(scores, logprobs, tokens, parents)
+        self._go_on(going_on)
 
-    def _continuations(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # hidden: [rows, width] -> scores, logprobs, tokens, parent rows: [prompts, candidates], best first
+    def _continuations(self, hidden: Tensor) -> Tensor:
+        # hidden: [rows, width] -> [prompts, candidates, 5], best first
         prompts, count = self.rows.prompts, min(self.candidates, self.output.vocab_limit)
         scores, logprobs, tokens = self.output.best(hidden, self.rows, count)
         scores = (scores.view(prompts, self.beams, -1) + self.running_scores[:, :, None]).view(prompts, -1)
         scores, best = scores.topk(self.candidates)
-        first_rows = torch.arange(prompts, device=hidden.device)[:, None] * self.beams
-        parents = first_rows + best.div(count, rounding_mode="floor")
-        return scores, logprobs.view(prompts, -1).gather(1, best), tokens.view(prompts, -1).gather(1, best), parents
+        parents = self._first_rows + best.div(count, rounding_mode="floor")
+        logprobs, tokens = logprobs.view(prompts, -1).gather(1, best), tokens.view(prompts, -1).gather(1, best)
+        positions = self._of_prompt(self.rows.lengths)[:, None].expand_as(parents)
+        return torch.stack([column.double() for column in (scores, logprobs, tokens, parents, positions)], -1)
 
-    def _finish(
-        self, which: Tensor, scores: Tensor, logprobs: Tensor, tokens: Tensor, parents: Tensor, length_before_end: bool
-    ) -> None:
-        """Merge the candidates `which` into the finished beams of prompts that are not done; the best stay."""
-        # all: [prompts, n]
-        positions = self.rows.lengths.long()[parents]
+    def _finish(self, which: Tensor, found: Tensor, length_before_end: bool) -> None:
+        """Merge the continuations `which` into the finished beams of prompts that are not done; the best stay."""
+        # which: [prompts, n], found: [prompts, n, 5]
         length = self._of_prompt(self.rows.lengths) + (0 if length_before_end else 1)
         if not self.counts_prompt:
             length = self._generated() + 1
-        divided = scores.double() / length.double()[:, None] ** self.length_penalty.double()
+        divided = found[..., SCORE] / length.double()[:, None] ** self.length_penalty.double()
         divided = torch.where(which & ~self.report[:, None], divided, IMPOSSIBLE)
-        ids = self.rows.ids[parents].scatter(2, positions[..., None], tokens[..., None])
-        token_logprobs = self.rows.logprobs[parents].scatter(2, positions[..., None], logprobs[..., None])
-        lengths = (positions + 1).int()
-        merged, best = torch.cat((self.finished_scores, divided), 1).topk(self.beams)
-        self.finished_scores.copy_(merged)
-        for kept, new in (
-            (self.finished_ids, ids),
-            (self.finished_logprobs, token_logprobs),
-            (self.finished_lengths, lengths),
-        ):
-            kept.copy_(_gather(torch.cat((kept, new), 1), best))
+        merged = torch.cat((self.finished, torch.cat((divided[..., None], found[..., LOGPROB:]), -1)), 1)
+        self.finished.copy_(_take(merged, merged[..., SCORE].topk(self.beams).indices))
 
     def _done_by_rules(self, best_score: Tensor) -> Tensor:
         # best_score: [prompts] -> [prompts] bool: enough beams are finished and the running ones cannot be better
-        full = self.finished_scores[:, -1] > IMPOSSIBLE / 2
+        worst = self.finished[:, -1, SCORE]
+        full = worst > IMPOSSIBLE / 2
         if self.early_stopping is True:
             return full
         length = self._reachable_length()
         reachable = best_score.double() / length.double() ** self.length_penalty.double()
-        return full & (self.finished_scores[:, -1] >= reachable)
+        return full & (worst >= reachable)
 
     def _reachable_length(self) -> Tensor:
         # [prompts]: the length by which the score of a running beam may at best be divided
@@ -127,11 +120,14 @@ class BeamSearch:
         self.report |= self._done_by_rules(best_score) | at_limit
         self.rows.finished.copy_(self.report.repeat_interleave(self.beams))
 
-    def _go_on(self, scores: Tensor, logprobs: Tensor, tokens: Tensor, parents: Tensor) -> None:
-        # all: [prompts, beams]
-        self.running_scores.copy_(scores)
-        self.rows.reorder(parents.reshape(-1))
-        self.rows.append(tokens.reshape(-1), logprobs.reshape(-1))
+    def _go_on(self, chosen: Tensor) -> None:
+        # chosen: [prompts, beams, 5]
+        self.running_scores.copy_(chosen[..., SCORE])
+        here = chosen[:, None, :, POSITION, None].long().expand(-1, 1, -1, 3)
+        self.history.scatter_(1, here, chosen[:, None, :, LOGPROB : PARENT + 1])
+        parents, tokens = chosen[..., PARENT].long().view(-1), chosen[..., TOKEN].long().view(-1)
+        self.rows.reorder(parents, with_ids=bool(self.output.processors))
+        self.rows.append(tokens)
 
     def _generated(self) -> Tensor:
         return self._of_prompt(self.rows.generated())
@@ -141,8 +137,6 @@ class BeamSearch:
         return values.view(-1, self.beams)[:, 0]
 
 
-def _gather(values: Tensor, indices: Tensor) -> Tensor:
-    # values: [prompts, n] or [prompts, n, positions]; indices: [prompts, beams]
-    if values.dim() == 3:
-        indices = indices[..., None].expand(-1, -1, values.shape[2])
-    return values.gather(1, indices)
+def _take(found: Tensor, indices: Tensor) -> Tensor:
+    # found: [prompts, n, 5]; indices: [prompts, m] -> [prompts, m, 5]
+    return found.gather(1, indices[..., None].expand(-1, -1, found.shape[2]))

@@ -11,7 +11,7 @@ from modelscope_polylm.generation.reports import Reports
 from modelscope_polylm.generation.requests import checked_requests
 from modelscope_polylm.generation.rows import Request
 from modelscope_polylm.generation.session import Session
-from modelscope_polylm.generation.sessions import Sessions
+from modelscope_polylm.generation.sessions import SessionMemory, Sessions
 from modelscope_polylm.generation.stop_strings import stop_test_factory
 from modelscope_polylm.generation.stopping import Answer, BeamCollector, TokenCollector, Update
 from modelscope_polylm.network.gpt2 import Decoder
@@ -29,6 +29,10 @@ class Engine:
     def __init__(self, decoder: Decoder, tokenizer: PolyLMTokenizer):
         self.decoder, self.tokenizer = decoder, tokenizer
         self._sessions = Sessions(decoder, min(tokenizer.vocab_size, decoder.config.vocab_size))
+
+    def memory(self) -> SessionMemory:
+        """What is kept on the GPU between calls, beside the weights."""
+        return self._sessions.memory()
 
     def stream(
         self, prompts: Sequence[Sequence[int]], options: GenerationOptions

@@ -75,7 +75,7 @@ def unknown_names(given: Iterable[str], known: Iterable[str], allow_extra: bool)
             if allow_extra:
                 continue
             raise OptionError(
-                f"{name} is not in the native backend: load the model with backend='transformers' to use it."
+                f"{name} is in the transformers backend alone: load the model with backend='transformers' to use it."
             )
         nearest = difflib.get_close_matches(str(name), [*known, *(TRANSFORMERS_ONLY if allow_extra else ())], n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"the options are {', '.join(sorted(known))}."

@@ -53,7 +53,7 @@ class GenerationOptions:
         None,
         "The transformers release whose beam search is followed: '4.31', which PolyLM was published with, counts the "
         "prompt in the length that length_penalty divides by; '5' counts the answer alone. If unset, '4.31' in the "
-        "native backend and '5' in the transformers backend, which has no other.",
+        "native and vllm backends and '5' in the transformers backend, which has no other.",
         choices=("4.31", "5"),
     )
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -88,7 +88,7 @@ class GenerationOptions:
     def _check_together(self, beams_may_sample: bool) -> None:
         if self.do_sample and self.num_beams > 1 and not beams_may_sample:
             raise OptionError(
-                f"do_sample=True together with num_beams={self.num_beams} is not in the native backend: set "
+                f"do_sample=True together with num_beams={self.num_beams} is in the transformers backend alone: set "
                 "num_beams=1 to sample or do_sample=False to search, or use backend='transformers'."
             )
         if self.num_return_sequences > self.num_beams and not self.do_sample:

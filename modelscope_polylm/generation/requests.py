@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request
 from modelscope_polylm.network.config import PolyLMConfig
@@ -17,11 +17,23 @@ def checked_requests(
 
     Raises:
         InputError: no prompts, an empty one, one with an id outside the vocabulary, or one that leaves no room.
-        OptionError: the shortest answer asked for is longer than the longest.
+        OptionError: the shortest answer asked for is longer than the longest, or an option names an unknown token id.
     """
     if not prompts:
         raise InputError("There is no prompt: give at least one.")
+    _check_tokens(options, config.vocab_size)
     return [_checked_request(index, prompt, options, config) for index, prompt in enumerate(prompts)]
+
+
+def _check_tokens(options: GenerationOptions, vocab_size: int) -> None:
+    pad = [] if options.pad_token_id is None else [options.pad_token_id]
+    words = {"eos_token_id": options.end_tokens, "pad_token_id": pad}
+    words["bad_words_ids"] = [token for word in options.bad_words_ids or () for token in word]
+    for name, tokens in words.items():
+        if outside := [token for token in tokens if not 0 <= token < vocab_size]:
+            raise OptionError(
+                f"{name} holds {outside[0]}, which is not an id of the network: give 0..{vocab_size - 1}."
+            )
 
 
 def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptions, config: PolyLMConfig) -> Request:
@@ -44,14 +56,14 @@ def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptio
 
 def _check_room(index: int, length: int, limit: int, options: GenerationOptions, config: PolyLMConfig) -> None:
     if limit < 1:
-        raise InputError(
+        raise ContextLengthError(
             f"Prompt {index} has {length} tokens and max_length={options.max_length}, which leaves no room for an "
             "answer: raise max_length or set max_new_tokens instead."
         )
     if length + limit > config.positions:
         free = config.positions - length
         advice = f"set max_new_tokens to at most {free}" if free > 0 else "shorten the prompt"
-        raise InputError(
+        raise ContextLengthError(
             f"Prompt {index} has {length} tokens, and with {limit} new ones it does not fit the model's "
             f"{config.positions} positions: {advice}."
         )

@@ -55,29 +55,35 @@ class Rows:
         self.limits = torch.ones(rows, dtype=torch.int32, device=device)
         self.minimums = torch.zeros(rows, dtype=torch.int32, device=device)
         self.finished = torch.ones(rows, dtype=torch.bool, device=device)
+        self._every_position = torch.arange(positions, device=device)
 
     def begin(self, requests: Sequence[Request]) -> None:
         """Lay out at most `prompts` requests; rows beyond them are finished from the start."""
-        # filled on the host and copied once, as far as the requests reach; rows without one need two positions
+        # laid out on the host and copied once, as far as the requests reach; rows without one need two positions
         width = max(2, *(len(request.prompt) + request.limit for request in requests))
-        ids = torch.zeros(len(self.ids), width, dtype=self.ids.dtype)
-        slot_table = torch.full(ids.shape, SCRATCH_SLOT, dtype=self.slot_table.dtype)
         numbers = torch.tensor([[1, 1, 0, 1]] * self.prompts, dtype=torch.int32)
-        next_slot = SCRATCH_SLOT + 1
-        for index, request in enumerate(requests):
-            length, end = len(request.prompt), len(request.prompt) + request.limit
-            numbers[index] = torch.tensor([length, request.limit, request.minimum, 0])
-            answers = next_slot + length + torch.arange(self.group * request.limit).view(self.group, -1)
-            rows = slice(index * self.group, (index + 1) * self.group)
-            ids[rows, :length] = torch.tensor(request.prompt)
-            slot_table[rows, :length] = torch.arange(next_slot, next_slot + length)
-            slot_table[rows, length:end] = answers
-            next_slot += request.slots(self.group)
-        self._copy(ids, slot_table, numbers.repeat_interleave(self.group, dim=0))
+        numbers[: len(requests)] = torch.tensor([[len(r.prompt), r.limit, r.minimum, 0] for r in requests])
+        ids = torch.zeros(self.prompts, width, dtype=torch.int64)
+        inside = torch.arange(width) < numbers[: len(requests), :1]
+        ids[: len(requests)][inside] = torch.tensor([token for request in requests for token in request.prompt])
+        slot_table = torch.full((self.prompts, self.group, width), SCRATCH_SLOT, dtype=torch.int32)
+        slot_table[: len(requests)] = self._slots(requests, torch.arange(width))
+        self._copy(ids.repeat_interleave(self.group, 0), slot_table.flatten(0, 1), numbers)
+
+    def _slots(self, requests: Sequence[Request], positions: Tensor) -> Tensor:
+        # positions: [width] -> [requests, group, width]: the prompt's slots, then those of each row's own answer
+        lengths, limits, sizes = (
+            torch.tensor(column)[:, None, None]
+            for column in zip(*((len(r.prompt), r.limit, r.slots(self.group)) for r in requests), strict=True)
+        )
+        first = SCRATCH_SLOT + 1 + sizes.cumsum(0) - sizes
+        own = torch.arange(self.group)[:, None] * limits
+        slots = first + positions + torch.where(positions < lengths, 0, own)
+        return torch.where(positions < lengths + limits, slots, SCRATCH_SLOT).int()
 
     def _copy(self, ids: Tensor, slot_table: Tensor, numbers: Tensor) -> None:
-        # ids, slot_table: [rows, width]; numbers: [rows, 4]
-        numbers = numbers.to(self.ids.device)
+        # ids, slot_table: [rows, width]; numbers: [prompts, 4]
+        numbers = numbers.to(self.ids.device).repeat_interleave(self.group, 0)
         self.ids[:, : ids.shape[1]].copy_(ids)
         self.slot_table[:, : ids.shape[1]].copy_(slot_table)
         self.prompt_lengths.copy_(numbers[:, 0])
@@ -90,21 +96,25 @@ class Rows:
         """[rows] int32, how many tokens each row has added before the one that is chosen now."""
         return self.lengths - self.prompt_lengths
 
-    def append(self, tokens: Tensor, logprobs: Tensor) -> None:
-        """Make `tokens` [rows] int64 the current ones; the model gave them `logprobs` [rows] fp32."""
+    def append(self, tokens: Tensor, logprobs: Tensor | None = None) -> None:
+        """Make `tokens` [rows] int64 the current ones; the model gave them `logprobs` [rows] fp32, kept if given."""
         positions = self.lengths.long()[:, None]
         self.tokens.copy_(tokens)
         self.ids.scatter_(1, positions, tokens[:, None])
-        self.logprobs.scatter_(1, positions, logprobs[:, None])
+        if logprobs is not None:
+            self.logprobs.scatter_(1, positions, logprobs[:, None])
 
     def advance(self) -> None:
         """Count the current tokens as cached; a row at its limit stays there, so that it never leaves its slots."""
         self.lengths.copy_(torch.minimum(self.lengths + 1, self.prompt_lengths + self.limits - 1))
 
-    def reorder(self, parents: Tensor) -> None:
-        """Let row i continue row parents[i] ([rows] int64); the answer slots still to be written stay the row's own."""
+    def reorder(self, parents: Tensor, with_ids: bool) -> None:
+        """Let row i continue row parents[i] ([rows] int64); the answer slots still to be written stay the row's own.
+
+        `with_ids` says whether anything reads `ids`, which otherwise stay where they are.
+        """
         # [rows, positions]: what is cached comes from the parent, what is not is kept
-        cached = torch.arange(self.positions, device=parents.device) < self.lengths[:, None]
+        cached = self._every_position < self.lengths[:, None]
         self.slot_table.copy_(torch.where(cached, self.slot_table[parents], self.slot_table))
-        self.ids.copy_(self.ids[parents])
-        self.logprobs.copy_(self.logprobs[parents])
+        if with_ids:
+            self.ids.copy_(self.ids[parents])

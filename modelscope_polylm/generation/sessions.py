@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +22,21 @@ CONTEXTS_AT_FIRST = 4
 """A GPU's first cache holds this many full contexts, so that few calls ever make it grow."""
 SPARE_BYTES = 1 << 30
 """GPU memory that the cache leaves to activations and captured steps."""
+CAPTURED_STEPS = 32
+"""A cache keeps at most so many captured steps; the one that was not used for longest goes first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionMemory:
+    """What is kept on a GPU between calls.
+
+    Attributes:
+        cache_bytes: of all KV caches.
+        captured_steps: steps that are ready to be replayed.
+    """
+
+    cache_bytes: int
+    captured_steps: int
 
 
 class Sessions:
@@ -34,7 +50,15 @@ class Sessions:
     def __init__(self, decoder: Decoder, vocab_limit: int):
         self._decoder, self._vocab_limit = decoder, vocab_limit
         self._free: list[_Arena] = []
+        self._all: list[_Arena] = []
         self._lock = threading.Lock()
+
+    def memory(self) -> SessionMemory:
+        """What the calls so far have left on the GPU, for the next ones to use."""
+        with self._lock:
+            return SessionMemory(
+                sum(arena.cache_bytes for arena in self._all), sum(arena.captured_steps for arena in self._all)
+            )
 
     @contextlib.contextmanager
     def lease(self, requests: Sequence[Request], options: GenerationOptions) -> Iterator[Session]:
@@ -47,12 +71,16 @@ class Sessions:
             yield self._session_for_one_call(requests, options)
             return
         with self._lock:
-            arena = self._free.pop() if self._free else _Arena(self._decoder, self._vocab_limit)
+            arena = self._free.pop() if self._free else self._new_arena()
         try:
             yield arena.session(requests, options)
         finally:
             with self._lock:
                 self._free.append(arena)
+
+    def _new_arena(self) -> _Arena:
+        self._all.append(_Arena(self._decoder, self._vocab_limit))
+        return self._all[-1]
 
     def _session_for_one_call(self, requests: Sequence[Request], options: GenerationOptions) -> Session:
         decoder = self._decoder
@@ -70,18 +98,31 @@ class _Arena:
     def __init__(self, decoder: Decoder, vocab_limit: int):
         self._decoder, self._vocab_limit = decoder, vocab_limit
         self._cache: KVCache | None = None
+        # the one used last stands last
         self._sessions: dict[tuple[int, SearchShape], Session] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        if self._cache is None:
+            return 0
+        return self._cache.slots * bytes_per_slot(self._decoder.config, self._decoder.dtype)
+
+    @property
+    def captured_steps(self) -> int:
+        return len(self._sessions)
 
     def session(self, requests: Sequence[Request], options: GenerationOptions) -> Session:
         config = self._decoder.config
         shape = SearchShape.of(options, config.vocab_size)
         prompts = 1 << (len(requests) - 1).bit_length()
         cache = self._cache_for(_slots(requests, shape.rows_per_prompt), prompts * shape.rows_per_prompt)
-        session = self._sessions.get((prompts, shape))
+        session = self._sessions.pop((prompts, shape), None)
         if session is None:
             rows = Rows(prompts, shape.rows_per_prompt, config.positions, self._decoder.device)
             session = CapturedSession(self._decoder, options, rows, cache, self._vocab_limit)
-            self._sessions[prompts, shape] = session
+        self._sessions[prompts, shape] = session
+        if len(self._sessions) > CAPTURED_STEPS:
+            del self._sessions[next(iter(self._sessions))]
         return session
 
     def _cache_for(self, slots: int, rows: int) -> KVCache:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.beam import LOGPROB, PARENT, POSITION, SCORE, BeamSearch
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request, Rows
 
@@ -70,11 +70,16 @@ class TokenCollector:
         update: Update = [[] for _ in self._requests]
         tokens = report.tolist()
         for row in sorted(self._open):
-            if self._take(row, tokens[row]) and row % self._group == 0:
+            if self.take(row, tokens[row]) and row % self._group == 0:
                 update[row // self._group].append(tokens[row])
         return update
 
-    def _take(self, row: int, token: int) -> bool:
+    def is_open(self, row: int) -> bool:
+        """Whether a row may still take tokens."""
+        return row in self._open
+
+    def take(self, row: int, token: int) -> bool:
+        """Take the next token of an open row; says whether it is part of the answer, which an end token is not."""
         answer = self._answers[row]
         if token in self._ends:
             answer.end_token = token
@@ -122,21 +127,26 @@ class BeamCollector:
 
     def answers(self, rows: Rows) -> list[list[Answer]]:
         """The best `num_return_sequences` beams of each request."""
-        search = self._search
-        read = [search.finished_ids, search.finished_logprobs, search.finished_lengths, search.finished_scores]
-        on_host = [values.tolist() for values in (tensor.cpu() for tensor in read)]
+        finished = self._search.finished.tolist()
+        longest = 1 + max(int(beam[POSITION]) for beams in finished for beam in beams)
+        history = self._search.history[:, :longest].tolist()
+        wanted = self._options.num_return_sequences
         return [
-            [
-                self._answer(len(request.prompt), *(values[index][beam] for values in on_host))
-                for beam in range(self._options.num_return_sequences)
-            ]
+            [self._answer(len(request.prompt), beam, history[index]) for beam in finished[index][:wanted]]
             for index, request in enumerate(self._requests)
         ]
 
-    def _answer(self, start: int, ids: list[int], logprobs: list[float], length: int, score: float) -> Answer:
-        ended = ids[length - 1] in self._options.end_tokens
-        stop = length - 1 if ended else length
-        values = logprobs[start:stop] if self._options.output_logprobs else None
+    def _answer(self, start: int, last: list[float], history: list[list[list[float]]]) -> Answer:
+        """Walk back from a finished beam's last continuation to its prompt."""
+        steps = [last[LOGPROB : PARENT + 1]]
+        for position in range(int(last[POSITION]) - 1, start - 1, -1):
+            row = int(steps[-1][PARENT - LOGPROB])
+            steps.append(history[position][row % self._search.beams])
+        ids = [int(token) for _, token, _ in reversed(steps)]
+        logprobs = [logprob for logprob, _, _ in reversed(steps)]
+        ended = ids[-1] in self._options.end_tokens
+        answer = Answer(ids, last[SCORE], logprobs if self._options.output_logprobs else None)
         if ended:
-            return Answer(ids[start:stop], score, values, "eos", ids[stop])
-        return Answer(ids[start:stop], score, values)
+            answer.end_token, answer.finish_reason = ids.pop(), "eos"
+            del logprobs[-1]
+        return answer

@@ -6,18 +6,25 @@ the residual stream, the softmax and the logits in fp32, as PolyLM was trained (
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.cache_store import store_keys_values
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import linear, linear_add_, linear_reference
+from modelscope_polylm.network.kernels.linear import linear, linear_add_, linear_reference, linear_unrounded
+
+PREFILL_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""cuDNN's is left out: it builds a plan for every new length, which costs tens of milliseconds each time."""
+
+NOTHING_TO_ADD: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 class Decoder:
@@ -62,22 +69,29 @@ class Decoder:
         """
         # tokens: [prompts, length] -> [prompts, length, width] or [prompts, width]
         prompts, length = tokens.shape
-        epsilon = self.config.epsilon
         positions = torch.arange(length, device=tokens.device).repeat(prompts)
-        residual, update = self._embed(tokens.reshape(-1), positions), None
+        residual = self._embed(tokens.reshape(-1), positions)
+        chosen = None if last is None else torch.arange(prompts, device=tokens.device) * length + last
+        with sdpa_kernel(PREFILL_ATTENTION, set_priority=True) if tokens.is_cuda else contextlib.nullcontext():
+            result = self._prefill_layers(residual, prompts, slots, cache, chosen)
+        return result.view(prompts, length, -1) if last is None else result
+
+    def _prefill_layers(
+        self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, chosen: Tensor | None
+    ) -> Tensor:
+        # residual: [prompts * length, width] fp32 -> [n, width], those that are chosen in the last layer, or all
+        epsilon, update = self.config.epsilon, NOTHING_TO_ADD
         for layer, weights in enumerate(self._layers):
-            qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, update), *weights.c_attn)
+            qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, *update), *weights.c_attn)
             if cache is not None and slots is not None:
                 store_keys_values(qkv, slots.reshape(-1), *cache.layer(layer))
-            mixed = causal_attention(qkv.view(prompts, length, -1), self.config.heads)
-            if last is not None and layer == self.config.layers - 1:
-                chosen = torch.arange(prompts, device=tokens.device) * length + last
+            mixed = causal_attention(qkv.view(prompts, -1, qkv.shape[1]), self.config.heads)
+            if chosen is not None and layer == self.config.layers - 1:
                 mixed, residual = mixed[chosen], residual[chosen]
-            mixed = linear_reference(mixed, *weights.attn_c_proj)
-            hidden = linear_reference(layer_norm(residual, *weights.ln_2, epsilon, mixed), *weights.c_fc, gelu=True)
-            update = linear_reference(hidden, *weights.mlp_c_proj)
-        result = layer_norm(residual, *self.final_norm, epsilon, update)
-        return result.view(prompts, length, -1) if last is None else result
+            update = linear_unrounded(mixed, *weights.attn_c_proj)
+            hidden = linear_reference(layer_norm(residual, *weights.ln_2, epsilon, *update), *weights.c_fc, gelu=True)
+            update = linear_unrounded(hidden, *weights.mlp_c_proj)
+        return layer_norm(residual, *self.final_norm, epsilon, *update)
 
     def decode(
         self, tokens: Tensor, lengths: Tensor, slot_table: Tensor, prompt_lengths: Tensor, group: int, cache: KVCache

@@ -52,6 +52,15 @@ def test_beam_search_yields_its_best_answer_once(engine):
     assert updates[:-1] == [[[], []]] * (len(updates) - 1) and len(updates) > 2
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"eos_token_id": 300}, {"eos_token_id": [5, 1 << 40]}, {"pad_token_id": 300}, {"bad_words_ids": [[1, 300]]}],
+)
+def test_token_ids_that_the_network_does_not_have(engine, option):
+    with pytest.raises(OptionError, match=f"{next(iter(option))} holds .* give 0..299"):
+        generate(engine, [PROMPTS[0]], max_new_tokens=2, **option)
+
+
 def test_a_stream_that_is_dropped_leaves_the_engine_usable(engine):
     expected = generate(engine, [PROMPTS[1]], max_new_tokens=8)
     stream = engine.stream([PROMPTS[0]], GenerationOptions.from_layers({"max_new_tokens": 20}))

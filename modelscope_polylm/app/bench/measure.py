@@ -19,14 +19,18 @@ class Measurement:
 
     Attributes:
         work, engine: names.
+        rows, prompt, new: the work's size, in prompts and in tokens of each.
         unit, value: the median in the work's unit.
         first_seconds: the first call, with compiling and capturing.
-        seconds: the calls behind the warm-up.
+        seconds: the calls behind the warm-up, less the work's beginning where that does not count.
         peak_bytes: most memory allocated on the GPU, 0 on a CPU.
     """
 
     work: str
     engine: str
+    rows: int
+    prompt: int
+    new: int
     unit: str
     value: float
     first_seconds: float
@@ -47,20 +51,28 @@ def measure(contender: Contender, work: Work, repeats: int) -> Measurement:
     """Run the work once to warm up, then `repeats` times."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    first = timed(lambda: contender.run(work))
-    seconds = tuple(timed(lambda: contender.run(work)) for _ in range(repeats))
+    first = _counted_seconds(contender, work)
+    seconds = tuple(_counted_seconds(contender, work) for _ in range(repeats))
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     value = work.value(statistics.median(seconds))
-    return Measurement(work.name, contender.name, work.unit, value, first, seconds, peak)
+    size = (work.rows, work.prompt, work.new)
+    return Measurement(work.name, contender.name, *size, work.unit, value, first, seconds, peak)
 
 
-def read_bandwidth(device: torch.device, gigabytes: float = 8.0) -> float:
+def _counted_seconds(contender: Contender, work: Work) -> float:
+    """Seconds of one call, less those of its beginning where that does not count."""
+    whole, beginning = timed(lambda: contender.run(work)), work.beginning()
+    return whole if beginning is None else whole - timed(lambda: contender.run(beginning))
+
+
+def read_bandwidth(device: torch.device) -> float:
     """Bytes per second of a large matrix-vector product: the fastest that weights can be read."""
-    width = 5120
-    matrix = torch.empty(int(gigabytes * 1e9) // (2 * width), width, dtype=torch.bfloat16, device=device).normal_()
-    vector = torch.randn(width, 1, dtype=torch.bfloat16, device=device)
-    seconds = [timed(lambda: matrix @ vector) for _ in range(8)]
-    return matrix.numel() * 2 / statistics.median(seconds[3:])
+    # far beyond any cache; the shape of the output layer, which the library reads fast where it is slow on taller ones
+    rows, width, times = (256_000, 5120, 8) if device.type == "cuda" else (25_600, 5120, 1)
+    matrix = torch.empty(rows, width, dtype=torch.bfloat16, device=device).normal_()
+    vector = torch.randn(width, dtype=torch.bfloat16, device=device)
+    seconds = [timed(lambda: [torch.mv(matrix, vector) for _ in range(times)]) for _ in range(8)]
+    return times * matrix.numel() * 2 / statistics.median(seconds[3:])
 
 
 def _synchronize() -> None:

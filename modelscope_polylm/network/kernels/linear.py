@@ -22,6 +22,14 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
+def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """x @ weight.T as [R, N], in fp32 on CUDA, and the bias [N] where it is still to be added."""
+    # x: [R, K], weight: [N, K], bias: [N] -> [R, N]
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32), bias
+    return F.linear(x, weight, bias), None
+
+
 def linear_add_reference_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Plain torch twin of `linear_add_`: rounds the product to the weights' dtype."""
     # residual: [R, N] fp32, x: [R, K], weight: [N, K], bias: [N]

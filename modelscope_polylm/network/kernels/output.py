@@ -26,9 +26,10 @@ def output_best_reference(hidden: Tensor, embedding: Tensor, k: int, vocab_limit
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
     logits = output_logits_reference(hidden, embedding, vocab_limit)
     values, ids = logits.topk(k, dim=-1)
-    by_id = ids.argsort(dim=-1, stable=True)
-    order = by_id.gather(1, values.gather(1, by_id).argsort(dim=-1, descending=True, stable=True))
-    return values.gather(1, order), ids.gather(1, order).int(), logits.logsumexp(-1)
+    higher, lower_id = values[:, None] > values[:, :, None], ids[:, None] < ids[:, :, None]
+    # each token's place is the number of tokens before it; a sort could not be captured on a GPU
+    place = (higher | ((values[:, None] == values[:, :, None]) & lower_id)).sum(-1)
+    return values.scatter(1, place, values), ids.scatter(1, place, ids).int(), logits.logsumexp(-1)
 
 
 def _choose(hidden: Tensor, embedding: Tensor, top: int, config: Config | None) -> Config | None:

@@ -26,6 +26,15 @@ def test_sum_before_the_norm(device, dtype, tolerance):
     assert torch.equal(x, total)
 
 
+def test_sum_with_a_bias(device, dtype, tolerance):
+    x, added, added_bias = random(3, 100, device=device), random(3, 100, device=device), random(100, device=device)
+    weight, bias = random(100, dtype=dtype, device=device), random(100, dtype=dtype, device=device)
+    total = x + added + added_bias
+    expected = layer_norm_reference(total, weight.float(), bias.float(), 1e-5)
+    assert relative_error(layer_norm(x, weight, bias, 1e-5, added, added_bias), expected) < tolerance
+    assert relative_error(x, total) < 1e-6
+
+
 def test_epsilon_decides_where_the_variance_vanishes(device):
     x, one = torch.full((1, 32), 7.0, device=device), torch.ones(32, device=device)
     assert torch.equal(layer_norm(x, one, 2 * one, 1e-5), 2 * one[None])
