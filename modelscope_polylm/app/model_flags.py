@@ -30,7 +30,7 @@ def complete_dtype(incomplete: str) -> list[str]:
 
 def complete_backend(incomplete: str) -> list[str]:
     """Backends for the shell's completion."""
-    return _starting_with(("native", "transformers"), incomplete)
+    return _starting_with(("native", "transformers", "vllm"), incomplete)
 
 
 ModelFlag = Annotated[
@@ -48,5 +48,7 @@ DtypeFlag = Annotated[
     str | None,
     typer.Option("--dtype", help="bfloat16 (default on a GPU), float32 or float16.", autocompletion=complete_dtype),
 ]
-BackendFlag = Annotated[str, typer.Option("--backend", help="native or transformers.", autocompletion=complete_backend)]
+BackendFlag = Annotated[
+    str, typer.Option("--backend", help="native, transformers or vllm.", autocompletion=complete_backend)
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]

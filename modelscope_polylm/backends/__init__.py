@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Backend
     from modelscope_polylm.snapshot import Snapshot
 
-BACKENDS = ("native", "transformers")
+BACKENDS = ("native", "transformers", "vllm")
 
 
 def create_backend(
@@ -51,6 +51,10 @@ def _backend_class(name: str) -> Any:
         from modelscope_polylm.backends.transformers import TransformersBackend
 
         return TransformersBackend
+    if name == "vllm":
+        from modelscope_polylm.backends.vllm import VLLMBackend
+
+        return VLLMBackend
     raise OptionError(f"backend={name!r} is not one of {', '.join(BACKENDS)}.")
 
 

@@ -18,6 +18,8 @@ class Backend(abc.ABC):
     """Runs one snapshot. Safe to call from several threads: every call gets what it would get alone."""
 
     name: str
+    default_batch_size: int | None = 1
+    """Prompts of a list that run together where the caller does not say; None: all of them."""
     config: PolyLMConfig
     device: torch.device
     dtype: torch.dtype
@@ -33,8 +35,9 @@ class Backend(abc.ABC):
             options: checked options.
 
         Yields:
-            For each prompt the token ids that are new and final (empty lists where there are none). Beam search knows
-            its answer at the end only and yields the best answer once.
+            For each prompt the token ids that are new and final; the native backend yields after every step, with
+            empty lists where there are none. Beam search knows its answer at the end only and yields the best answer
+            once. Closing the stream ends the work.
 
         Returns:
             For each prompt its answers, best first, `options.num_return_sequences` of them.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.text.prompts import Message, PromptFormat, check_messages, fit_messages, render
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
@@ -103,17 +103,17 @@ class InputReader:
         if length == 0:
             raise InputError(f"The prompt {prompt.text!r} is empty: there is nothing to continue. Give it some text.")
         if length >= self.positions:
-            raise InputError(
+            raise ContextLengthError(
                 f"The prompt has {length} tokens, but the context holds {self.positions}, answer included: shorten it."
             )
         wanted = options.new_tokens(length)
         if wanted < 1:
-            raise InputError(
+            raise ContextLengthError(
                 f"The prompt has {length} tokens, so max_length={options.max_length} leaves nothing for an answer: "
                 "shorten it, raise max_length, or give max_new_tokens instead."
             )
         if wanted > self.positions - length:
-            raise InputError(
+            raise ContextLengthError(
                 f"The prompt has {length} tokens, and with {wanted} new ones it does not fit the context of "
                 f"{self.positions}: shorten it, or set max_new_tokens to at most {self.positions - length}."
             )

@@ -23,6 +23,8 @@ from modelscope_polylm.plugin.text_generator import Reply
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 
+ROWS_AT_ONCE = 1024
+"""Rows of a data set that a backend gets together which takes whole lists: a data set may be endless."""
 Parameters = dict[str, Any]
 Stages = tuple[Parameters, Parameters, Parameters]
 """The parameters of `preprocess`, `forward` and `postprocess`."""
@@ -82,7 +84,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
         Args:
             input: see the class.
-            batch_size: how many inputs of a list or data set run together; one if None.
+            batch_size: how many inputs of a list or data set run together. If None one, and with the vLLM backend the
+                whole list, or 1,024 rows of a data set.
             options: generation options, `return_full_text`, `allow_role_markers`.
 
         Returns:
@@ -94,13 +97,14 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
             OptionError: an unknown option or value.
         """
         stages = self._sanitize_parameters(**options)
-        size = _checked_batch_size(batch_size)
+        size = _checked_batch_size(batch_size) or self._generator.backend.default_batch_size
         if isinstance(input, MsDataset):
-            return self._answer_rows(input, size, stages)
+            return self._answer_rows(input, size or ROWS_AT_ONCE, stages)
         if not _is_many(input):
             return self._answer([self.preprocess(input, **stages[0])], stages)[0]
         prompts = self.preprocessor.reader.read_all(input, **stages[0])
-        return [output for batch in batches(iter(prompts), size) for output in self._answer(batch, stages)]
+        parts = batches(iter(prompts), size or len(prompts))
+        return [output for part in parts for output in self._answer(part, stages)]
 
     def stream_generate(self, input: Any, *, batch_size: int | None = None, **options: Any) -> Any:
         """Answer as the tokens come. Each item of a stream is the whole output so far, not only what is new.
@@ -125,7 +129,7 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
         if not _is_many(input):
             return stream_one(self.preprocess(input, **reading))
         prompts = self.preprocessor.reader.read_all(input, **reading)
-        if batch_size is None:
+        if size is None:
             return [stream_one(prompt) for prompt in prompts]
         return stream_outputs(self._generator, prompts, size, **running, show=show)
 
@@ -186,9 +190,9 @@ def _is_many(value: Any) -> bool:
     return isinstance(value, list) and not is_conversation(value)
 
 
-def _checked_batch_size(batch_size: int | None) -> int:
+def _checked_batch_size(batch_size: int | None) -> int | None:
     if batch_size is None:
-        return 1
+        return None
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise OptionError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
     return batch_size

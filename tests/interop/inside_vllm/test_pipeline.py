@@ -1,0 +1,94 @@
+"""pipeline(..., backend='vllm') on a snapshot of 2023 whose network knows more ids than its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from modelscope.pipelines import pipeline
+from modelscope.utils.constant import Tasks
+
+import modelscope_polylm
+from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.hub.packaged_cache import packages_folder
+from tests.interop.inside_vllm.conftest import SMALL
+from tests.snapshots import build_snapshot
+
+assert modelscope_polylm
+TEXTS = ["Beijing is the capital", "Paris", "東京は日本の首都です。Paris est la capitale de la France.", "1147"]
+GREEDY = {"num_beams": 1, "do_sample": False, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_snapshot(
+        tmp_path_factory.mktemp("old") / "snapshot", width=128, heads=2, vocab_size=512 + 40, spread=0.2
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def pipes(folder: Path, cache: Path) -> Iterator[tuple[Any, Any, int]]:
+    """vLLM's pipeline, the native one, and how many packages there are."""
+    arguments = {"model": str(folder), "release": "assistant-13b", "device": "cpu"}
+    before = os.environ.get("MODELSCOPE_CACHE")
+    os.environ["MODELSCOPE_CACHE"] = str(cache)
+    pipe = pipeline(Tasks.text_generation, **arguments, backend="vllm", **SMALL)
+    packages = [path for path in packages_folder().iterdir() if path.is_dir()]
+    if before is not None:
+        os.environ["MODELSCOPE_CACHE"] = before
+    yield pipe, pipeline(Tasks.text_generation, **arguments), len(packages)
+    pipe.model.generator.backend.close()
+
+
+def test_it_is_packaged_and_answers_as_the_native_backend(pipes: Any, cache: Path) -> None:
+    pipe, native, packages = pipes
+    assert packages == 1 and cache in pipe.model.generator.snapshot.folder.parents
+    assert pipe.model.generator.backend.name == "vllm"
+    assert pipe(TEXTS, **GREEDY) == native(TEXTS, **GREEDY)
+    chat = {"messages": [{"role": "user", "content": "Paris"}]}
+    assert pipe(chat, **GREEDY) == native(chat, **GREEDY)
+
+
+def test_beams_are_those_of_transformers(pipes: Any, folder: Path) -> None:
+    # The release's own options: four beams. Ids that the tokenizer lacks count in the log-probabilities of both.
+    other = pipeline(Tasks.text_generation, model=str(folder), release="assistant-13b", backend="transformers")
+    rules = {"beam_rules": "5", "max_new_tokens": 12}
+    assert pipes[0](TEXTS, **rules) == other(TEXTS, **rules)
+
+
+def test_a_list_is_handed_over_whole(pipes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, backend, sizes = pipes[0], pipes[0].model.generator.backend, []
+    generate = backend.generate
+    monkeypatch.setattr(backend, "generate", lambda ids, options: sizes.append(len(ids)) or generate(ids, options))
+    pipe(TEXTS * 3, **GREEDY)
+    pipe(TEXTS, batch_size=3, **GREEDY)
+    assert sizes == [12, 3, 1]
+
+
+def test_streams(pipes: Any) -> None:
+    pipe, native, _ = pipes
+    wanted = native(TEXTS[0], **GREEDY)
+    items = list(pipe.stream_generate(TEXTS[0], **GREEDY))
+    assert items[-1] == wanted and len(items) > 3
+    assert list(pipe.stream_generate(TEXTS, batch_size=4, **GREEDY))[-1] == native(TEXTS, **GREEDY)
+
+
+def test_ids_beyond_the_tokenizer_are_never_generated(pipes: Any) -> None:
+    backend, options = pipes[0].model.generator.backend, pipes[0].model.generator.options
+    hot = options({"do_sample": True, "temperature": 2.0, "top_k": 0, "max_new_tokens": 40, "num_return_sequences": 8})
+    found = {id for group in backend.generate([[5, 300], [17]], hot) for answer in group for id in answer.ids}
+    assert len(found) > 200 and max(found) < 512
+
+
+def test_after_closing_it_says_so(pipes: Any) -> None:
+    pipes[0].model.generator.backend.close()
+    with pytest.raises(DeviceError, match="has been stopped"):
+        pipes[0](TEXTS[0], **GREEDY)
