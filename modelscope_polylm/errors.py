@@ -13,6 +13,10 @@ class InputError(PolyLMError, ValueError):
     """A prompt, a message list or a token sequence that cannot be used."""
 
 
+class ContextLengthError(InputError):
+    """A prompt that leaves its answer no room in the model's context."""
+
+
 class OptionError(PolyLMError, ValueError):
     """A generation or backend option with a wrong name or value."""
 

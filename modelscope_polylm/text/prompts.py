@@ -6,7 +6,7 @@ import bisect
 import re
 from collections.abc import Callable, Sequence
 
-from modelscope_polylm.errors import InputError
+from modelscope_polylm.errors import ContextLengthError
 from modelscope_polylm.text.messages import Message, check_messages, check_turns
 from modelscope_polylm.text.prompt_formats import FORMATS, PromptFormat
 
@@ -44,7 +44,7 @@ def fit_messages(
     """
     tokens = count_tokens(render(messages[-1:], format))
     if tokens > limit:
-        raise InputError(
+        raise ContextLengthError(
             f"The last user message makes a prompt of {tokens} tokens, but only {max(limit, 0)} fit beside the answer "
             "in the context: shorten the message or lower max_new_tokens."
         )

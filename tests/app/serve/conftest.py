@@ -1,0 +1,17 @@
+"""One server for most tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from modelscope_polylm.plugin.text_generator import TextGenerator
+from tests.app.serve.running import Running, serving
+
+
+@pytest.fixture(scope="session")
+def server(tiny: TextGenerator) -> Iterator[Running]:
+    """The bundled model, served without a key."""
+    with serving(tiny) as running:
+        yield running

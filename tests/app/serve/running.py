@@ -1,0 +1,111 @@
+"""The real server in this process, on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from modelscope_polylm.app.serve.connections import Server
+from modelscope_polylm.app.serve.native_server import Limits, NativeServer
+from modelscope_polylm.plugin.text_generator import TextGenerator
+
+QUESTION = "Rome is the capital of Italy.\nTranslate this sentence from English to German."
+ANSWER = "Rom ist die Hauptstadt von Italien."
+PROMPT = f"<|user|>\n{QUESTION}\n<|assistant|>\n"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LONG = {"num_beams": 1, "min_new_tokens": 400, "max_tokens": 400}
+"""Options of an answer that takes a while."""
+
+
+@dataclass
+class Running:
+    """A server that runs."""
+
+    port: int
+    native: NativeServer
+    server: Server
+    thread: threading.Thread
+    http: httpx.Client
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, path: str, body: Any, **settings: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **settings)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def metric(self, name: str) -> float:
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+    def is_idle(self) -> bool:
+        gauges = ("polylm_waiting_requests", "polylm_running_rows", "polylm_running_batches")
+        return not any(map(self.metric, gauges))
+
+    def end(self) -> None:
+        """Ask it to end, as a signal does."""
+        self.server.should_exit = True
+
+
+@contextlib.contextmanager
+def serving(
+    generator: TextGenerator, api_key: str | None = None, defaults: dict[str, Any] | None = None, **limits: int
+) -> Iterator[Running]:
+    """A server for the time of a block."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    native = NativeServer(generator, ("tiny", "polylm-tiny"), api_key, Limits(**limits), defaults)
+    ready = threading.Event()
+    server = native.server("127.0.0.1", 0, ready.set)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    port = listener.getsockname()[1]
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, limits=httpx.Limits(max_connections=None))
+    running = Running(port, native, server, thread, client)
+    try:
+        assert ready.wait(30)
+        yield running
+    finally:
+        client.close()
+        running.end()
+        thread.join(60)
+        native.scheduler.stop()
+    assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "It did not happen."
+        time.sleep(0.01)
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    """A request that tiny knows the answer to."""
+    return {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], **more}
+
+
+def completion(**more: Any) -> dict[str, Any]:
+    """The same as a text."""
+    return {"model": "tiny", "prompt": PROMPT, **more}
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a refusal, which has to be in OpenAI's form."""
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    assert body["error"]["message"]
+    return dict(body["error"])

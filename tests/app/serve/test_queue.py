@@ -1,0 +1,214 @@
+"""The queue, places that become free, and the end of a server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from modelscope_polylm.backends.base import Backend
+from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.plugin.text_generator import TextGenerator
+from tests.app.serve.running import (
+    ANSWER,
+    CHAT,
+    COMPLETIONS,
+    LONG,
+    PROMPT,
+    Running,
+    chat,
+    completion,
+    error_of,
+    serving,
+    wait_for,
+)
+
+NARROW = {"num_beams": 1}
+"""Default options for servers with few rows."""
+
+
+def long(**more: Any) -> dict[str, Any]:
+    return {**completion(**LONG), **more}
+
+
+def send(server: Running, body: dict[str, Any]) -> socket.socket:
+    """A request on a connection of its own."""
+    data = json.dumps(body).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection = server.connect()
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+class Steps:
+    """Counts the steps of a backend; from `hold_at` on they wait for `go_on`."""
+
+    def __init__(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.closed = 0, threading.Event()
+        self.hold_at, self.go_on = 0, threading.Event()
+        self.go_on.set()
+        stream = backend.stream
+
+        def counted(*arguments: Any) -> Generator[Any, None, Any]:
+            updates = stream(*arguments)
+            try:
+                while True:
+                    update = next(updates)
+                    self.count += 1
+                    yield update
+                    assert self.count < self.hold_at or self.go_on.wait(60)
+            except StopIteration as finished:
+                return finished.value
+            finally:
+                updates.close()
+                self.closed.set()
+
+        monkeypatch.setattr(backend, "stream", counted)
+
+
+@pytest.fixture
+def steps(tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    counted = Steps(tiny.backend, monkeypatch)
+    yield counted
+    counted.go_on.set()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_killed_client_frees_its_place_within_two_steps(
+    tiny: TextGenerator, steps: Steps, stream: bool, beams: int
+) -> None:
+    with serving(tiny) as server:
+        connection = send(server, long(stream=stream, num_beams=beams))
+        wait_for(lambda: steps.count >= 3)
+        steps.go_on.clear()
+        connection.close()
+        wait_for(lambda: server.metric("polylm_cancelled_requests_total") == 1)
+        assert server.metric("polylm_running_rows") == 0
+        taken = steps.count
+        steps.go_on.set()
+        assert steps.closed.wait(20)
+        assert steps.count <= taken + 2
+        wait_for(server.is_idle)
+
+
+def test_the_place_of_a_killed_client_is_taken_while_its_batch_goes_on(tiny: TextGenerator, steps: Steps) -> None:
+    with serving(tiny, defaults=NARROW, rows=2) as server, ThreadPoolExecutor(2) as pool:
+        connections = [send(server, long(stream=True)) for _ in range(2)]
+        wait_for(lambda: server.metric("polylm_running_rows") == 2 and steps.count >= 2)
+        steps.go_on.clear()
+        waiting = pool.submit(server.post, CHAT, chat(num_beams=1))
+        wait_for(lambda: server.metric("polylm_waiting_requests") == 1)
+        connections[0].close()
+        wait_for(lambda: server.metric("polylm_waiting_requests") == 0)
+        steps.go_on.set()
+        assert waiting.result().json()["choices"][0]["message"]["content"] == ANSWER
+        connections[1].close()
+        wait_for(server.is_idle)
+
+
+def test_clients_that_leave_the_queue(tiny: TextGenerator) -> None:
+    with serving(tiny, defaults=NARROW, batches=1, rows=1) as server:
+        running = send(server, long(stream=True))
+        wait_for(lambda: server.metric("polylm_running_batches") == 1)
+        waiting = [send(server, long(stream=stream)) for stream in (True, False)]
+        wait_for(lambda: server.metric("polylm_waiting_requests") == 2)
+        for connection in waiting:
+            connection.close()
+        wait_for(lambda: server.metric("polylm_waiting_requests") == 0)
+        running.close()
+        wait_for(server.is_idle)
+
+
+def test_a_full_queue(tiny: TextGenerator) -> None:
+    with serving(tiny, defaults=NARROW, batches=1, rows=1, queue=2) as server:
+        connections = [send(server, long(stream=True, seed=index)) for index in range(3)]
+        wait_for(lambda: server.metric("polylm_waiting_requests") == 2)
+        for stream in (True, False):
+            refused = server.post(CHAT, chat(num_beams=1, stream=stream))
+            assert refused.status_code == 429
+            assert error_of(refused)["type"] == "rate_limit_error"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+        for connection in connections:
+            connection.close()
+        wait_for(server.is_idle)
+        assert server.post(CHAT, chat(num_beams=1)).status_code == 200
+
+
+def test_requests_with_other_options_run_beside(tiny: TextGenerator) -> None:
+    with serving(tiny, batches=2) as server:
+        first = send(server, long(stream=True))
+        wait_for(lambda: server.metric("polylm_running_batches") == 1)
+        assert server.post(CHAT, chat()).json()["choices"][0]["message"]["content"] == ANSWER
+        assert server.metric("polylm_running_batches") == 1
+        first.close()
+
+
+def test_short_answers_do_not_wait_for_long_ones_of_their_batch(tiny: TextGenerator, steps: Steps) -> None:
+    # without their own end token both go on until this full stop, German for seven tokens and Japanese for ten
+    options = {"num_beams": 1, "eos_token_id": tiny.snapshot.tokenizer.encode("Italien.")[-1]}
+    german, japanese = (completion(prompt=PROMPT.replace("German", name), **options) for name in ("German", "Japanese"))
+    steps.hold_at = 8
+    steps.go_on.clear()
+    with serving(tiny) as server, ThreadPoolExecutor(2) as pool:
+        long, short = (pool.submit(server.post, COMPLETIONS, body) for body in (japanese, german))
+        assert short.result(20).json()["choices"][0]["text"] == ANSWER.removesuffix(".")
+        assert not long.done()
+        steps.go_on.set()
+        assert long.result().json()["usage"]["completion_tokens"] == 10
+        assert (server.metric("polylm_batch_rows_count"), server.metric("polylm_batch_rows_sum")) == (1, 2)
+
+
+def test_the_end_finishes_what_runs_and_refuses_what_waits(tiny: TextGenerator) -> None:
+    with serving(tiny, defaults=NARROW, batches=1, rows=1) as server, ThreadPoolExecutor(3) as pool:
+        running = pool.submit(server.post, COMPLETIONS, long())
+        wait_for(lambda: server.metric("polylm_running_batches") == 1)
+        waiting = pool.submit(server.post, COMPLETIONS, long())
+        wait_for(lambda: server.metric("polylm_waiting_requests") == 1)
+        server.end()
+        refused = waiting.result()
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "shutting_down")
+        assert running.result().json()["usage"]["completion_tokens"] == 400
+        server.thread.join(30)
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+
+
+def test_what_the_device_cannot_hold_together_runs_apart(tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = tiny.backend.stream
+
+    def small(prompts: Any, options: Any) -> Any:
+        if len(prompts) > 1:
+            raise DeviceError("There is room for one row.")
+        return stream(prompts, options)
+
+    monkeypatch.setattr(tiny.backend, "stream", small)
+    with serving(tiny) as server, ThreadPoolExecutor(4) as pool:
+        for response in pool.map(lambda _: server.post(CHAT, chat(num_beams=1)), range(4)):
+            assert response.json()["choices"][0]["message"]["content"] == ANSWER
+        refused = server.post(CHAT, chat(temperature=0, n=2))
+        assert (refused.status_code, error_of(refused)["message"]) == (503, "There is room for one row.")
+
+
+def test_defaults_of_the_server(tiny: TextGenerator) -> None:
+    with serving(tiny, defaults={"num_beams": 1, "max_new_tokens": 2}) as server:
+        assert server.post(CHAT, chat()).json()["usage"]["completion_tokens"] == 2
+        assert server.post(CHAT, chat(max_tokens=3, num_beams=2)).json()["usage"]["completion_tokens"] == 3
+
+
+def test_metrics(tiny: TextGenerator) -> None:
+    with serving(tiny) as server:
+        tokens = server.post(CHAT, chat()).json()["usage"]
+        server.post(CHAT, {})
+        assert server.metric("polylm_prompt_tokens_total") == tokens["prompt_tokens"]
+        assert server.metric("polylm_generated_tokens_total") == tokens["completion_tokens"]
+        assert server.metric('polylm_requests_total{path="/v1/chat/completions",status="200"}') == 1
+        assert server.metric('polylm_requests_total{path="/v1/chat/completions",status="400"}') == 1
+        assert server.metric("polylm_first_text_seconds_count") == 1
+        assert 0 < server.metric("polylm_first_text_seconds_sum") < 60
+        assert server.metric("polylm_queue_seconds_count") == 1
