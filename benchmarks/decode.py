@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from modelscope_polylm.app.bench.plot import draw_files
 from modelscope_polylm.app.bench.run import ENGINES, bench
 from modelscope_polylm.app.bench.shapes import SHAPES
 from modelscope_polylm.app.bench.works import WORKS
@@ -20,7 +21,14 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", type=int, help="numbers of the table's rows, from 0")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="a picture of time against context and of speed against rows")
+    parser.add_argument("--plot-from", nargs="+", type=Path, help="measure nothing, draw what --out wrote")
     arguments = vars(parser.parse_args())
+    if files := arguments.pop("plot_from"):
+        if arguments["plot"] is None:
+            parser.error("--plot-from needs --plot")
+        draw_files(files, arguments["plot"])
+        return
     chosen = arguments.pop("works")
     bench(works=[WORKS[index] for index in chosen] if chosen else WORKS, **arguments)
 

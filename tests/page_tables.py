@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modelscope_polylm import errors
+from modelscope_polylm.generation.option_checks import TRANSFORMERS_ONLY
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.prompt_formats import FORMATS
@@ -44,6 +47,38 @@ def options_table() -> Table:
     return Table(["option", "default", "meaning"], rows)
 
 
+def allowed(metadata: Mapping[str, Any]) -> str:
+    """What an option's value may be, from its declared bounds."""
+    if "choices" in metadata:
+        return ", ".join(code(repr(choice)) for choice in metadata["choices"])
+    words = {"minimum": "at least", "maximum": "at most", "above": "greater than"}
+    return ", ".join(f"{word} {metadata[name]:g}" for name, word in words.items() if name in metadata)
+
+
+def option_values_table() -> Table:
+    rows = [
+        [
+            code(field.name),
+            " or ".join(map(code, str(field.type).split(" | "))),
+            code(repr(field.default)),
+            allowed(field.metadata),
+            field.metadata["help"],
+        ]
+        for field in option_fields()
+    ]
+    return Table(["option", "type", "default", "allowed", "meaning"], rows)
+
+
+def transformers_options_table() -> Table:
+    return Table(["option of transformers"], [[code(name)] for name in sorted(TRANSFORMERS_ONLY)])
+
+
+def works_table() -> Table:
+    from modelscope_polylm.app.bench.works import WORKS
+
+    return Table(["number", "work", "unit"], [[str(number), w.name, w.unit] for number, w in enumerate(WORKS)])
+
+
 def errors_table() -> Table:
     classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if errors.PolyLMError in kind.__bases__]
     rows = [
@@ -52,17 +87,53 @@ def errors_table() -> Table:
     return Table(["class", "is also", "when", "what to do"], rows, by_hand=1, translated=2)
 
 
-def commands_table() -> Table:
+def commands() -> dict[str, Any]:
     import typer
 
     from modelscope_polylm.app.cli import app
 
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def commands_table() -> Table:
     rows = [
         [code(f"polylm {name}"), command.short_help or first_sentence(command.help)]
-        for name, command in commands.items()
+        for name, command in commands().items()
     ]
     return Table(["command", "what it does"], rows)
+
+
+def flags_table(command: str) -> Table:
+    """A command's arguments and options but for the generation options, which have a table of their own."""
+    options = {field.name for field in option_fields()}
+    rows = [
+        [code(parameter.metavar or ", ".join(parameter.opts)), default_of(parameter), parameter.help or ""]
+        for parameter in commands()[command].params
+        if parameter.name not in options and "--help" not in parameter.opts
+    ]
+    return Table(["argument or option", "default", "meaning"], rows)
+
+
+def default_of(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    return "" if parameter.default in (None, False, ()) else code(parameter.default)
+
+
+def serving_table() -> Table:
+    """The newest load test of the server."""
+    figures = json.loads(max((ROOT / "benchmarks" / "results").glob("*-cpu-serving.json")).read_text(encoding="utf-8"))
+    return Table(SERVING, [serving_row(name, value) for name, value in figures.items() if "answers" in value])
+
+
+SERVING = ["clients", "answers", "wrong or failed", "429", "tokens/s", "first text p50, p95", "answer p50, p95", "MB"]
+
+
+def serving_row(name: str, phase: Mapping[str, Any]) -> list[str]:
+    counts = (phase[key] for key in ("answers", "wrong answers or errors", "refused with 429", "tokens/s"))
+    times = (f"{phase[key]['p50']:.0f}, {phase[key]['p95']:.0f}" for key in ("first text ms", "whole answer ms"))
+    memory = ", ".join(f"{size:.0f}" for size in phase["server MB"])
+    return [name, *(f"{count:,g}" for count in counts), *times, memory]
 
 
 def releases_table() -> Table:
@@ -89,13 +160,34 @@ def formats_table() -> Table:
     return Table(["format", "last turn", "earlier turns"], rows)
 
 
+def vllm_options_table() -> Table:
+    from modelscope_polylm.backends.vllm_parameters import ELSEWHERE, REFUSALS, RULES
+
+    followed = {name: f"vLLM's {code(rule.parameter)}" for rule in RULES for name in rule.options}
+    followed |= dict.fromkeys(ELSEWHERE, "followed here, not in vLLM")
+    refused: dict[str, str] = {}
+    for refusal in REFUSALS:
+        refused[refusal.option] = f"{refusal.reason}: {refusal.backends}"
+    rows = [
+        [code(field.name), followed.get(field.name, "refused"), refused.get(field.name, "")]
+        for field in option_fields()
+    ]
+    return Table(["option", "where it goes", "refused, and who has it"], rows)
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "commands": commands_table,
     "errors": errors_table,
     "formats": formats_table,
+    "option_values": option_values_table,
     "options": options_table,
     "releases": releases_table,
+    "serving": serving_table,
     "settings": settings_table,
+    "transformers_options": transformers_options_table,
+    "vllm_options": vllm_options_table,
+    "works": works_table,
+    **{f"flags_{name}": functools.partial(flags_table, name) for name in commands()},
 }
 
 

@@ -33,6 +33,13 @@ FOR_VERSION = {"hub", "app"}  # may import the package itself, to name its versi
 TRANSFORMERS = {f"backends.{name}" for name in ("transformers", "generate_arguments", "generate_call", "step_watch")}
 TRANSFORMERS.add("app.bench.engines")
 OPTIONAL = {"triton", "vllm", "gradio", "tokenizers", "peft", "rich", "prompt_toolkit", "datasets"}
+# The extra `serve`, and the modules that are imported after it was found.
+SERVING = {"fastapi", "starlette", "uvicorn", "anyio", "prometheus_client"}
+NEED_SERVING = {
+    f"app.serve.{path.stem}"
+    for path in (ROOT / PACKAGE / "app" / "serve").glob("*.py")
+    if path.stem not in ("__init__", "command", "vllm_server")
+}
 
 
 class Import(NamedTuple):
@@ -128,6 +135,12 @@ def test_optional_packages_are_imported_late() -> None:
     assert [each for each in triton if not (each.late or each.module.endswith("_triton"))] == []
 
 
+def test_only_the_server_needs_its_extra() -> None:
+    early = [each for each in IMPORTS if not each.late and each.module not in NEED_SERVING]
+    assert [each for each in early if each.name.split(".")[0] in SERVING] == []
+    assert [each for each in early if each.name.removeprefix(f"{PACKAGE}.") in NEED_SERVING] == []
+
+
 def test_typer_is_for_the_command_line() -> None:
     assert {each.room for each in IMPORTS if each.name.split(".")[0] == "typer"} == {"app"}
 
@@ -154,12 +167,12 @@ print(json.dumps(found))
 
 
 def test_every_module_imports_with_the_base_dependencies() -> None:
-    modules = [name for name in module_names() if not name.endswith("_triton")]
+    modules = [name for name in module_names() if not name.endswith("_triton") and name not in NEED_SERVING]
     lower = [name for name in modules if name.split(".")[0] not in FACES and name not in TRANSFORMERS]
     # transformers itself needs tokenizers
     libraries, optional = (
         ["modelscope", "modelscope_hub", "transformers", "tokenizers"],
-        ["triton", "vllm", "gradio", "peft"],
+        ["triton", "vllm", "gradio", "peft", "fastapi", "uvicorn", "prometheus_client"],
     )
     full = [[f"{PACKAGE}.{name}".rstrip(".") for name in names] for names in (lower, modules)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
-import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -32,6 +30,13 @@ def bench(
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw time against context and speed against rows: a .png, .svg or .pdf file.")
+    ] = None,
+    plot_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="Measure nothing, and draw the figures of a file that --out wrote; may be repeated."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure speed, beside other engines.
@@ -39,9 +44,15 @@ def bench(
     Decoding, prefill and batches; medians, and decoding as a share of what reading the weights allows.
     """
     from modelscope_polylm.app.bench import run, shapes
+    from modelscope_polylm.app.bench.plot import draw_files
     from modelscope_polylm.app.bench.works import WORKS
     from modelscope_polylm.backends.placement import choose_device, choose_dtype
 
+    if plot_from:
+        if plot is None:
+            raise OptionError("--plot-from needs a file to draw into: add --plot FILE.png.")
+        draw_files(plot_from, plot)
+        return
     _check("shape", shape, shapes.SHAPES)
     for engine in engines or ():
         _check("engines", engine, run.ENGINES)
@@ -49,13 +60,13 @@ def bench(
         _check("works", number, range(len(WORKS)))
     if out is not None and not out.parent.is_dir():
         raise OptionError(f"The folder {out.parent} does not exist: create it, or choose another output.")
-    target = choose_device(device)
     chosen = [WORKS[number] for number in works] if works else WORKS
+    target = choose_device(device)
     precision = str(choose_dtype(dtype, target)).removeprefix("torch.")
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        results = run.bench(shape, str(target), precision, engines or tuple(run.ENGINES), chosen, repeats, out)
+        report = run.bench(shape, str(target), precision, engines or tuple(run.ENGINES), chosen, repeats, out, plot)
     if as_json:
-        write(json.dumps([dataclasses.asdict(result) for result in results]) + "\n")
+        write(f"{report.json()}\n")
 
 
 def _check(name: str, value: object, known: Collection[object]) -> None:

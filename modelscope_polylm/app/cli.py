@@ -21,6 +21,7 @@ from modelscope_polylm.app.generate import generate
 from modelscope_polylm.app.hub_commands import package, upload, verify
 from modelscope_polylm.app.info import info
 from modelscope_polylm.app.reporting import EXIT_CODES, reports_errors
+from modelscope_polylm.app.serve.command import serve
 from modelscope_polylm.app.terminal import replace_unknown_characters
 from modelscope_polylm.app.tokens import tokens
 from modelscope_polylm.app.web import web
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, chat, batch, web, info, tokens, bench, package, verify, upload):
+for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload):
     app.command()(reports_errors(command))
 
 

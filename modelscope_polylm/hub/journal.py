@@ -28,15 +28,29 @@ class UnfinishedPackage:
         Args:
             out: where the package will be.
             settings: what the contents of the package depend on.
+
+        Raises:
+            OptionError: another run is writing there, or the folder for work holds something else.
         """
         self.out = out
         self.folder = out.with_name(out.name + ".partial")
         self._settings = json.loads(json.dumps(settings))
-        self.finished = self._left_over()
-        if not self.finished:
-            self._clear()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._note()
+        self._lock = _locked(self.folder, out)
+        try:
+            self.finished = self._left_over()
+            if not self.finished:
+                self._clear()
+            self._note()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other runs write there."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def write(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -56,7 +70,7 @@ class UnfinishedPackage:
 
     def check(self, name: str) -> None:
         """Read a finished file again. Raises DownloadError where its contents are not what was written."""
-        if file_sha256(self.folder / name) != self.finished[name]:
+        if file_sha256(self.folder / name, from_disk=True) != self.finished[name]:
             del self.finished[name]
             self._note()
             raise DownloadError(
@@ -77,12 +91,14 @@ class UnfinishedPackage:
             shutil.rmtree(old, ignore_errors=True)
 
     def _clear(self) -> None:
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        """Empty the folder, which stays: it carries the lock."""
+        names = [path.name for path in self.folder.iterdir()]
         if names and not any(name.startswith(JOURNAL) for name in names):
             raise OptionError(
                 f"{self.folder} is needed for work and holds something else: move it or name another folder."
             )
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.iterdir():
+            path.unlink()
 
     def _left_over(self) -> dict[str, str]:
         try:
@@ -120,6 +136,25 @@ def check_place(source: Path, out: Path, force: bool) -> None:
         raise OptionError(
             f"{_set_aside(out)} holds what an interrupted run put aside: move it away or remove it first."
         )
+
+
+def _locked(folder: Path, out: Path) -> int | None:
+    """A descriptor that keeps other runs out until it is closed, also by the process's end."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):  # the latter: another run has just given the folder its name
+        pass
+    except OSError:  # a network's file system without locks
+        return descriptor
+    os.close(descriptor)
+    raise OptionError(f"Another run is writing {out}: wait for its end, or name another folder.")
 
 
 def _set_aside(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import shutil
@@ -59,7 +60,8 @@ def package_snapshot(
 
     Raises:
         SnapshotError: the source is incomplete or corrupt, or its tokenizer cannot be converted exactly.
-        OptionError: an unknown release, dtype or size; `out` holds something or overlaps with the source.
+        OptionError: an unknown release, dtype or size; `out` holds something, overlaps with the source, or is being
+            written by another run.
         DownloadError: the disk is full or failing.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
@@ -73,7 +75,9 @@ def package_snapshot(
     weights = WeightSource(snapshot.weight_files, snapshot.config)
     chosen = dtype or _stored_dtype(weights)
     try:
-        return _Packaging(snapshot, weights, out, chosen, largest, strict, progress).run()
+        with contextlib.closing(_Packaging(snapshot, weights, out, chosen, largest, strict, progress)) as packaging:
+            check_place(source, out, force)  # once more: another run may have ended in the meantime
+            return packaging.run()
     except DownloadError:
         raise
     except OSError as error:
@@ -112,6 +116,10 @@ class _Packaging:
         report.size = sum((self.package.folder / name).stat().st_size for name in report.files)
         self.package.publish()
         return report
+
+    def close(self) -> None:
+        """Let other runs write there."""
+        self.package.close()
 
     def warnings(self) -> list[str]:
         """What the owner should know; also logged."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from modelscope_polylm.network.weights import WeightFiles
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 4 << 20
 
 
 class WeightSource:
@@ -68,7 +68,7 @@ class WeightSource:
 
 
 def row_chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Whole rows of a tensor, as many as make about 32 MiB."""
+    """Whole rows of a tensor, as many as make about 4 MiB."""
     # tensor: [rows, ...] -> [some rows, ...]
     row = math.prod(tensor.shape[1:]) * tensor.element_size()
     rows = max(1, CHUNK_BYTES // row)

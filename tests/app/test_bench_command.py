@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.bench import run
+from modelscope_polylm.app.bench import plot, run
+from modelscope_polylm.app.bench.measure import Measurement, measure
+from modelscope_polylm.app.bench.report import Report
 from modelscope_polylm.app.bench.works import WORKS, Work
 
 SMALL = Work("greedy, 1 row, 4 + 2", 1, 4, 2, {"do_sample": False, "num_beams": 1})
+
+SMALL_POINTS = (
+    Work("greedy, 1 row, 4 + 3", 1, 4, 3, {"num_beams": 1}, "ms/token"),
+    Work("greedy, 2 rows, 4 + 2", 2, 4, 2, {"num_beams": 1}, "tokens/s"),
+)
+PLOT = ("--shape", "small", "--engines", "polylm", "--works", "1", "--works", "2", "--repeats", "1", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "read_bandwidth", lambda device: 1e10)
-    monkeypatch.setattr("modelscope_polylm.app.bench.works.WORKS", (SMALL, *WORKS[1:]))
+    monkeypatch.setattr("modelscope_polylm.app.bench.works.WORKS", (SMALL, *SMALL_POINTS, *WORKS[3:]))
 
 
 def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
@@ -28,7 +37,7 @@ def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
     assert outcome.exit_code == 0
     assert outcome.output.splitlines()[1].startswith(SMALL.name)
     assert len(json.loads(out.read_text())["results"][0]["seconds"]) == 2
-    (result,) = json.loads(polylm("bench", *arguments, "--json").output)
+    (result,) = json.loads(polylm("bench", *arguments, "--json").output)["results"]
     assert (result["work"], result["engine"], len(result["seconds"])) == (SMALL.name, "polylm", 2)
 
 
@@ -42,6 +51,12 @@ def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
         (["--repeats", "0"], "--repeats"),
         (["--shape", "small", "--out", "/no/where/x"], "does not exist"),
         (["--shape", "small", "--device", "tpu"], "Unknown device"),
+        (["--shape", "small", "--plot", "curve.txt"], "end it in .png"),
+        (["--shape", "small", "--plot", "/no/where/x.png"], "does not exist"),
+        (["--shape", "small", "--works", "0", "--plot", "x.png"], "None of the chosen works"),
+        (["--plot-from", "bench.json"], "add --plot FILE.png"),
+        (["--plot-from", "/no/where/x.json", "--plot", "x.png"], "/no/where/x.json"),
+        (["--plot-from", __file__, "--plot", "x.png"], "holds no figures"),
     ],
 )
 def test_bad_calls(polylm: Callable[..., Any], arguments: list[str], reason: str) -> None:
@@ -50,3 +65,72 @@ def test_bad_calls(polylm: Callable[..., Any], arguments: list[str], reason: str
     assert outcome.output == ""
     assert reason in outcome.errors
     assert len(outcome.errors.splitlines()) == 1
+
+
+class Clock:
+    """A contender whose prefill takes 0.1 s, and each further token 0.01 s."""
+
+    name = "clock"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def run(self, work: Work) -> None:
+        self.now += 0.1 + 0.01 * (work.new - 1)
+
+
+def test_prefill_does_not_count_in_a_further_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    result = measure(clock, Work("", 1, 512, 33, {}, "ms/token"), repeats=2)  # type: ignore[arg-type]
+    assert result.value == pytest.approx(10)
+    assert measure(clock, Work("", 1, 512, 33, {}), repeats=2).value == pytest.approx(420 / 33)  # type: ignore[arg-type]
+
+
+def test_every_point_of_the_plots_is_measured_by_default() -> None:
+    assert [work.prompt for work in WORKS if work.unit == "ms/token"] == [32, 512, 1024, 1800]
+    assert sorted(work.rows for work in WORKS if work.unit == "tokens/s") == [1, 4, 16, 64]
+
+
+def test_plot_of_a_run_and_of_its_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
+    drawn, again, figures = tmp_path / "drawn.png", tmp_path / "again.png", tmp_path / "bench.json"
+    assert polylm("bench", *PLOT, "--out", str(figures), "--plot", str(drawn)).exit_code == 0
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert polylm("bench", "--plot-from", str(figures), "--plot", str(again)).exit_code == 0
+    assert again.read_bytes() == drawn.read_bytes()
+    assert polylm("bench", "--plot-from", str(figures), "--plot", "/proc/x.png").errors.startswith(
+        "Error: Cannot write"
+    )
+
+
+def point(engine: str, rows: int, prompt: int, unit: str, value: float) -> Measurement:
+    return Measurement("work", engine, rows, prompt, 128, unit, value, 1.0, (1.0,), 0)
+
+
+def report(*results: Measurement, device: str = "card") -> Report:
+    return Report("13b", "bfloat16", device, "2.11", 6.5, list(results))
+
+
+def test_curves_of_several_files(tmp_path: Path) -> None:
+    files = [tmp_path / "ours.json", tmp_path / "theirs.json"]
+    ours = [point("polylm", 1, prompt, "ms/token", 7 + prompt / 1e3) for prompt in (512, 32)]
+    files[0].write_text(report(*ours, point("polylm", 4, 128, "tokens/s", 500)).json())
+    files[1].write_text(report(point("transformers", 1, 32, "ms/token", 16)).json())
+    plot.draw_files(files, tmp_path / "both.svg")
+    picture = (tmp_path / "both.svg").read_text()
+    assert all(f"<!-- {label} -->" in picture for label in ("polylm", "transformers", "rows"))
+    files[1].write_text(report(device="another card").json())
+    with pytest.raises(ValueError, match=r"theirs\.json was measured with device 'another card'"):
+        plot.draw_files(files, tmp_path / "both.svg")
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Nothing to draw"):
+        plot.draw(report(point("polylm", 1, 32, "ms/step", 7)), tmp_path / "nothing.png")
+
+
+def test_without_matplotlib(polylm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    outcome = polylm("bench", *PLOT, "--plot", str(tmp_path / "x.png"))
+    assert outcome.exit_code == 1
+    assert "pip install 'modelscope-polylm[plot]'" in outcome.errors

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import resource
 
 from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE
+from tests.app.processes import run_polylm
 
 
-def test_demo_translates_into_18_languages(polylm: Callable[..., Any]) -> None:
-    outcome = polylm("demo", "--device", "cpu")
-    assert outcome.exit_code == 0
-    lines = outcome.output.splitlines()
+def test_demo_translates_into_18_languages_quickly() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_polylm("demo", "--device", "cpu")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stderr) == (0, "")
+    # processor time of one thread, because the wall clock measures what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 12
+    lines = done.stdout.splitlines()
     assert lines[:2] == ["北京是中国的首都。", ""]
     translations = dict(line.split(maxsplit=1) for line in lines[2:])
     assert list(translations) == list(LANGUAGES.values())

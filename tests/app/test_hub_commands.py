@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.app.processes import terminal
+from tests.app.processes import run_polylm, terminal
 
 Polylm = Callable[..., Any]
 
 
-def test_a_package_is_written_and_has_no_faults(polylm: Polylm, tmp_path: Path) -> None:
+def test_a_package_is_written_and_quickly_found_to_have_no_faults(polylm: Polylm, tmp_path: Path) -> None:
     out = tmp_path / "package"
     written = polylm("package", "tiny", str(out))
     assert written.exit_code == 0, written.errors
     assert "sha256 verified" in written.output
     assert (out / "tokenizer.json").is_file()
-    checked = polylm("verify", str(out), "--device", "cpu")
-    assert checked.exit_code == 0, checked.output
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    checked = run_polylm("verify", str(out), "--device", "cpu")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert checked.returncode == 0, checked.stdout
+    assert re.search(r"all of 2\d,\d{3} strings", " ".join(checked.stdout.split()))
+    # processor time with all imports, because the wall clock measures what else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
 def test_json(polylm: Polylm, tmp_path: Path) -> None:

@@ -77,7 +77,10 @@ def test_impossible_flags(polylm: Callable[..., Any], arguments: list[str]) -> N
 def test_requirements_of_a_studio_are_those_of_the_package() -> None:
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
     keywords = {word.arg: word.value for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
-    base, extra = ast.literal_eval(keywords["install_requires"]), ast.literal_eval(keywords["extras_require"])["web"]
+    extras = keywords["extras_require"]
+    assert isinstance(extras, ast.Dict)
+    values = {ast.unparse(name): value for name, value in zip(extras.keys, extras.values, strict=True) if name}
+    base, extra = ast.literal_eval(keywords["install_requires"]), ast.literal_eval(values["'web'"])
     lines = (ROOT / "examples" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == [*base, *extra]
     assert extra == [f"gradio>={'.'.join(map(str, OLDEST_GRADIO))}"]

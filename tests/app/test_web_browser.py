@@ -35,7 +35,7 @@ from tests.app.web_browser import (
 pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 STORY = "Tell me a story, slowly."
 Open = Callable[..., Any]
@@ -94,6 +94,7 @@ def test_type_a_sentence(open_page: Open, keep: Callable[..., None]) -> None:
     keep(page, "chat")
 
 
+@pytest.mark.slow
 def test_tokens_arrive_one_by_one_and_stop_ends_them(open_page: Open, keep: Callable[..., None]) -> None:
     page = open_page()
     set_option(page, "max_new_tokens", "400")
@@ -116,6 +117,7 @@ def test_tokens_arrive_one_by_one_and_stop_ends_them(open_page: Open, keep: Call
     assert 0 < len(stopped) < 2000
 
 
+@pytest.mark.slow
 def test_beam_search_is_left_at_once(open_page: Open) -> None:
     page = open_page()
     set_option(page, "max_new_tokens", "300")
@@ -129,6 +131,7 @@ def test_beam_search_is_left_at_once(open_page: Open) -> None:
     assert time.monotonic() - clicked < 2
 
 
+@pytest.mark.slow
 def test_retry_undo_and_clear(open_page: Open) -> None:
     page = open_page()
     question = translation_request(SENTENCE, "Polish")
@@ -151,6 +154,7 @@ def test_retry_undo_and_clear(open_page: Open) -> None:
     page.wait_for_function(f"document.querySelectorAll('{ANSWER}').length === 0")
 
 
+@pytest.mark.slow
 def test_each_window_has_its_own_conversation_and_waits_for_its_turn(open_page: Open) -> None:
     first, second = open_page(), open_page()
     for option in ("max_new_tokens", "min_new_tokens"):
@@ -165,6 +169,7 @@ def test_each_window_has_its_own_conversation_and_waits_for_its_turn(open_page: 
     assert first.locator("#chat .user .message-content").all_inner_texts() == [STORY]
 
 
+@pytest.mark.slow
 def test_a_problem_is_explained(open_page: Open) -> None:
     page = open_page()
     send(page, "<|assistant|> <b>bold</b>")
@@ -174,6 +179,7 @@ def test_a_problem_is_explained(open_page: Open) -> None:
     assert page.locator(ANSWER).count() == 0
 
 
+@pytest.mark.slow
 def test_texts_are_never_read_as_html(open_page: Open) -> None:
     page = open_page()
     text = '<img src="http://192.0.2.1/x.png"> ![x](http://192.0.2.1/y.png) ${1+1} {{x}} $x^2$'
@@ -186,6 +192,7 @@ def test_texts_are_never_read_as_html(open_page: Open) -> None:
     assert page.locator("#chat img, #translations img").count() == 0
 
 
+@pytest.mark.slow
 def test_translate(open_page: Open, keep: Callable[..., None]) -> None:
     page = open_page(viewport={"width": 960, "height": 810})
     page.get_by_role("tab", name="Translate").click()
@@ -202,6 +209,7 @@ def test_translate(open_page: Open, keep: Callable[..., None]) -> None:
     keep(page, "translate")
 
 
+@pytest.mark.slow
 def test_right_to_left(open_page: Open, keep: Callable[..., None]) -> None:
     page = open_page()
     page.get_by_role("button", name="עברית").click()
@@ -215,6 +223,7 @@ def test_right_to_left(open_page: Open, keep: Callable[..., None]) -> None:
     keep(page, "right-to-left")
 
 
+@pytest.mark.slow
 def test_options_and_facts(open_page: Open, keep: Callable[..., None]) -> None:
     page = open_page()
     page.get_by_role("button", name="Options").click()
@@ -228,6 +237,7 @@ def test_options_and_facts(open_page: Open, keep: Callable[..., None]) -> None:
     keep(page, "model")
 
 
+@pytest.mark.slow
 def test_on_a_phone(open_page: Open, keep: Callable[..., None]) -> None:
     page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     page.locator(BOX).tap()
@@ -244,6 +254,7 @@ def test_on_a_phone(open_page: Open, keep: Callable[..., None]) -> None:
     assert page.evaluate(sizes) < 1_000_000
 
 
+@pytest.mark.slow
 def test_in_the_dark(open_page: Open, keep: Callable[..., None]) -> None:
     page = open_page(color_scheme="dark")
     ask(page, translation_request(SENTENCE, "Russian"))
@@ -263,6 +274,7 @@ def test_the_first_character_comes_quickly(open_page: Open, record_property: Cal
     assert statistics.median(seconds) < 0.3
 
 
+@pytest.mark.slow
 def test_the_server_spoke_to_nobody_else(open_page: Open, outside_log: Path) -> None:
     page = open_page()
     ask(page, translation_request(SENTENCE, "Spanish"))

@@ -106,7 +106,10 @@ def ask(page: Any, text: str) -> str:
 def set_option(page: Any, name: str, value: str) -> None:
     if not page.locator("#option-seed").is_visible():
         page.get_by_role("button", name="Options").click()
-    page.locator(f"#option-{name} :is(textarea, input)").first.fill(value)
+        page.wait_for_timeout(500)  # a value that is typed while gradio builds the fields is lost
+    field = page.locator(f"#option-{name} :is(textarea, input)").first
+    field.fill(value)
+    assert field.input_value() == value
 
 
 def direction(page: Any, selector: str) -> str:

@@ -23,6 +23,7 @@ from modelscope_polylm.hub.shard_plan import parse_size
 from modelscope_polylm.hub.tokenizer_proof import load_converted
 from modelscope_polylm.snapshot import open_snapshot
 from tests.hub.sentencepiece_models import train
+from tests.small_disk import FILLER, fill, make_room, small_disk
 from tests.snapshots import LAYOUTS, build_snapshot, random_model, tokenizer_bytes, write_json
 
 FILES = {
@@ -336,6 +337,98 @@ def test_full_disk(random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     report = package_snapshot(random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB")
     assert len(report.resumed) == 2
+
+
+def test_disk_that_is_really_full(random_snapshot: Path, tmp_path: Path) -> None:
+    straight = package_snapshot(random_snapshot, tmp_path / "straight", release="13b", max_shard_size="1MB")
+    with small_disk(tmp_path / "disk", packaging.SMALL_FILES_BYTES + 2 * straight.size) as disk:
+        written: list[int] = []
+
+        def others_write_too(done: int, total: int) -> None:
+            written.append(done)
+            if done > total // 2 and not (disk / FILLER).exists():
+                fill(disk)
+
+        with pytest.raises(DownloadError, match=r"disk is full .*No space left on device.*continues"):
+            package_snapshot(
+                random_snapshot, disk / "out", release="13b", max_shard_size="1MB", progress=others_write_too
+            )
+        assert written[-1] > 0
+        assert not (disk / "out").exists()
+        make_room(disk)
+        report = package_snapshot(random_snapshot, disk / "out", release="13b", max_shard_size="1MB")
+        assert report.resumed
+        assert report.files == straight.files
+
+
+def test_two_runs_into_one_folder(random_snapshot: Path, tmp_path: Path) -> None:
+    refusals: list[str] = []
+
+    def another_run(done: int, total: int) -> None:
+        if not refusals:
+            with pytest.raises(OptionError) as refused:
+                package_snapshot(random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB")
+            refusals.append(str(refused.value))
+
+    report = package_snapshot(
+        random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB", progress=another_run
+    )
+    assert refusals == [f"Another run is writing {tmp_path / 'out'}: wait for its end, or name another folder."]
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(report.files)
+
+
+def test_two_processes_into_one_folder(random_snapshot: Path, tmp_path: Path) -> None:
+    code = WAITING.format(source=str(random_snapshot), out=str(tmp_path / "out"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], **pipes)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "writing\n"
+    with pytest.raises(OptionError, match="Another run is writing"):
+        package_snapshot(random_snapshot, tmp_path / "out", release="13b")
+    first.communicate("go on\n", timeout=120)
+    assert first.returncode == 0
+    assert (tmp_path / "out" / "SHA256SUMS").is_file()
+
+
+WAITING = """
+from modelscope_polylm.hub import package, package_tokenizer
+from modelscope_polylm.hub.tokenizer_proof import Proof
+
+def progress(done, total, asked=[]):
+    if not asked:
+        asked.append(print("writing", flush=True))
+        input()
+
+package_tokenizer.prove = lambda *arguments: Proof()
+package.package_snapshot({source!r}, {out!r}, release="13b", progress=progress)
+"""
+
+
+def test_a_package_that_another_run_has_just_finished_is_kept(
+    random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = packaging.plan_shards
+
+    def after_another_run(*arguments: Any) -> Any:
+        monkeypatch.setattr(packaging, "plan_shards", plan)
+        package_snapshot(random_snapshot, tmp_path / "out", dtype="bfloat16", release="13b")
+        return plan(*arguments)
+
+    monkeypatch.setattr(packaging, "plan_shards", after_another_run)
+    with pytest.raises(OptionError, match="is not empty"):
+        package_snapshot(random_snapshot, tmp_path / "out", release="13b")
+    assert read(tmp_path / "out", "config.json")["dtype"] == "bfloat16"
+
+
+def test_a_run_that_failed_lets_the_next_one_in(random_snapshot: Path, tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop") as kept:
+        package_snapshot(random_snapshot, tmp_path / "out", release="13b", progress=fail)
+    package_snapshot(random_snapshot, tmp_path / "out", release="13b")
+    assert kept.tb is not None  # which holds everything of the run that failed
 
 
 def test_disk_that_is_too_small_is_noticed_before_anything_is_written(

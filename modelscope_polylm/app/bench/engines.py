@@ -36,13 +36,13 @@ class Ours(Contender):
 
     def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
         vocabulary = cast(PolyLMTokenizer, _Vocabulary(config.vocab_size))
-        self._engine = Engine(random_decoder(config, device, dtype), vocabulary)
+        self.engine = Engine(random_decoder(config, device, dtype), vocabulary)
 
     def run(self, work: Work) -> None:
         """Do the work once."""
         options = GenerationOptions.from_layers({"max_new_tokens": work.new, "eos_token_id": NO_END, **work.options})
-        prompts = _prompts(work, self._engine.decoder.config.vocab_size).tolist()
-        for _ in self._engine.stream(prompts, options):
+        prompts = _prompts(work, self.engine.decoder.config.vocab_size).tolist()
+        for _ in self.engine.stream(prompts, options):
             pass
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +11,12 @@ import torch
 
 from modelscope_polylm.app.bench.engines import Contender, Ours, Transformers, release_memory
 from modelscope_polylm.app.bench.measure import Measurement, measure, read_bandwidth
+from modelscope_polylm.app.bench.plot import check_plot, draw
+from modelscope_polylm.app.bench.report import Report
 from modelscope_polylm.app.bench.shapes import shape_config
-from modelscope_polylm.app.bench.works import WORKS, Work
+from modelscope_polylm.app.bench.vllm_engine import Vllm, vllm_installed
+from modelscope_polylm.app.bench.works import CONTEXT_UNIT, ROWS_UNIT, WORKS, Work
+from modelscope_polylm.errors import OptionError
 from modelscope_polylm.network.config import PolyLMConfig
 
 ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype], Contender]] = {
@@ -22,6 +24,8 @@ ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype], Contender
     "transformers": functools.partial(Transformers, static=False),
     "transformers-static": functools.partial(Transformers, static=True),
 }
+if vllm_installed():
+    ENGINES["vllm"] = Vllm
 
 
 def bench(
@@ -32,7 +36,8 @@ def bench(
     works: Sequence[Work] = WORKS,
     repeats: int = 3,
     out: Path | None = None,
-) -> list[Measurement]:
+    plot: Path | None = None,
+) -> Report:
     """Measure every engine on every piece of work; a piece that fails is reported and the rest goes on.
 
     Args:
@@ -41,25 +46,33 @@ def bench(
         engines: keys of `ENGINES`.
         works: the rows of the table.
         repeats: timed calls behind the warm-up call.
-        out: a JSON file for all figures.
+        out: a JSON file for all figures, written anew after each of them.
+        plot: a picture of the points of the two diagrams, drawn at the end.
+
+    Raises:
+        OptionError: if the picture cannot be written there, or no piece of work is a point of a diagram.
+        DependencyError: if it needs matplotlib, which is missing.
     """
+    if plot is not None:
+        check_plot(plot)
+        if not any(work.unit in (CONTEXT_UNIT, ROWS_UNIT) for work in works):
+            raise OptionError("None of the chosen works is a point of a plot: choose others, or leave the plot.")
     config, target = shape_config(shape), torch.device(device)
     limit_ms = config.parameters * getattr(torch, dtype).itemsize / read_bandwidth(target) * 1e3
-    print(
-        f"{shape} {dtype} on {_device_name(target)}, torch {torch.__version__}: weights are read in {limit_ms:.2f} ms"
-    )
-    results = []
+    report = Report(shape, dtype, _device_name(target), torch.__version__, limit_ms)
+    print(f"{shape} {dtype} on {report.device}, torch {report.torch}: weights are read in {limit_ms:.2f} ms")
     for name in engines:
         release_memory()
         contender = ENGINES[name](config, target, getattr(torch, dtype))
         for measurement in _measurements(contender, works, repeats):
-            results.append(measurement)
+            report.results.append(measurement)
             print(_line(measurement, limit_ms), flush=True)
+            if out is not None:
+                out.write_text(report.json(), encoding="utf-8")
         del contender
-    if out is not None:
-        rows = [dataclasses.asdict(measurement) for measurement in results]
-        out.write_text(json.dumps({"device": _device_name(target), "limit_ms": limit_ms, "results": rows}, indent=1))
-    return results
+    if plot is not None:
+        draw(report, plot)
+    return report
 
 
 def _measurements(contender: Contender, works: Sequence[Work], repeats: int) -> Iterator[Measurement]:
@@ -71,7 +84,9 @@ def _measurements(contender: Contender, works: Sequence[Work], repeats: int) -> 
 
 
 def _line(measurement: Measurement, limit_ms: float) -> str:
-    fraction = f"{limit_ms / measurement.value:6.1%} of the limit" if measurement.unit == "ms/step" else ""
+    fraction = (
+        f"{limit_ms / measurement.value:6.1%} of the limit" if measurement.unit in ("ms/step", CONTEXT_UNIT) else ""
+    )
     return (
         f"{measurement.work:30} {measurement.engine:20} {measurement.value:9.2f} {measurement.unit:9} {fraction:20} "
         f"first call {measurement.first_seconds:6.2f} s, peak {measurement.peak_bytes / 1e9:5.1f} GB"

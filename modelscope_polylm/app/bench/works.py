@@ -11,6 +11,13 @@ BEAMS: Mapping[str, Any] = {"do_sample": False, "num_beams": 4, "early_stopping"
 SAMPLING: Mapping[str, Any] = {"do_sample": True, "top_p": 0.8, "temperature": 0.7, "repetition_penalty": 1.02}
 
 
+CONTEXT_UNIT = "ms/token"
+"""Unit of the points that are drawn against the context's length: a further token's time, without the first's."""
+
+ROWS_UNIT = "tokens/s"
+"""Unit of the points that are drawn against the number of rows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """`rows` prompts of `prompt` tokens, each continued by exactly `new` tokens."""
@@ -23,10 +30,14 @@ class Work:
     unit: str = "ms/step"
 
     def value(self, seconds: float) -> float:
-        """The wall time of one call in the work's unit: ms/step, tokens/s or ms."""
-        if self.unit == "tokens/s":
+        """The wall time of one call in the work's unit: ms/step, ms/token, tokens/s or ms."""
+        if self.unit == ROWS_UNIT:
             return self.rows * self.new / seconds
-        return seconds * 1e3 / (self.new if self.unit == "ms/step" else 1)
+        return seconds * 1e3 / {"ms/step": self.new, CONTEXT_UNIT: self.new - 1, "ms": 1}[self.unit]
+
+    def beginning(self) -> Work | None:
+        """The part of the work whose time does not count: the first token where only further ones do."""
+        return dataclasses.replace(self, new=1) if self.unit == CONTEXT_UNIT else None
 
 
 WORKS = (
@@ -34,8 +45,14 @@ WORKS = (
     Work("4 beams, 1 row, 32 + 128", 1, 32, 128, BEAMS),
     Work("sampling, 1 row, 32 + 128", 1, 32, 128, SAMPLING),
     Work("4 beams, 1 row, 1800 + 64", 1, 1800, 64, BEAMS),
-    Work("greedy, 16 rows, 128 + 128", 16, 128, 128, GREEDY, "tokens/s"),
-    Work("greedy, 64 rows, 128 + 128", 64, 128, 128, GREEDY, "tokens/s"),
+    Work("greedy, 16 rows, 128 + 128", 16, 128, 128, GREEDY, ROWS_UNIT),
+    Work("greedy, 64 rows, 128 + 128", 64, 128, 128, GREEDY, ROWS_UNIT),
     Work("4 beams, 16 rows, 128 + 64", 16, 128, 64, BEAMS),
     Work("prefill, 1 row, 1920 tokens", 1, 1920, 1, GREEDY, "ms"),
+    Work("greedy, 1 row, 128 + 128", 1, 128, 128, GREEDY, ROWS_UNIT),
+    Work("greedy, 4 rows, 128 + 128", 4, 128, 128, GREEDY, ROWS_UNIT),
+    Work("greedy, 1 row, 32 + 33", 1, 32, 33, GREEDY, CONTEXT_UNIT),
+    Work("greedy, 1 row, 512 + 33", 1, 512, 33, GREEDY, CONTEXT_UNIT),
+    Work("greedy, 1 row, 1024 + 33", 1, 1024, 33, GREEDY, CONTEXT_UNIT),
+    Work("greedy, 1 row, 1800 + 33", 1, 1800, 33, GREEDY, CONTEXT_UNIT),
 )

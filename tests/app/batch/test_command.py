@@ -16,6 +16,7 @@ import pytest
 
 from tests.app.batch.test_job import lines, write_lines
 from tests.app.processes import POLYLM, environment, run_polylm, terminal
+from tests.small_disk import FILLER, make_room, small_disk
 
 OPTIONS = ("--device", "cpu", "--max-new-tokens", "8", "--num-beams", "2", "--batch-size", "2")
 
@@ -32,23 +33,25 @@ def wait_for_bytes(process: subprocess.Popen[bytes], out: Path, count: int) -> N
 
 def killed_and_resumed(folder: Path, kills: int, rows: int) -> None:
     """Kill a batch at random points of its output; the same command has to make it whole."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the points: {seed}")
     source, whole, out = write_lines(folder / "in.txt", rows), folder / "whole.jsonl", folder / "out.jsonl"
     assert run_polylm("batch", str(source), str(whole), *OPTIONS).returncode == 0
-    size = whole.stat().st_size
-    chosen = random.Random(6)
-    for point in sorted(chosen.randrange(size) for _ in range(kills)):
+    chosen, last = random.Random(seed), whole.stat().st_size * 9 // 10  # so that no run ends before its kill
+    for point in sorted(chosen.randrange(last) for _ in range(kills)):
         process = start(source, out)
         wait_for_bytes(process, out, point)
         time.sleep(chosen.random() / 50)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert whole.read_bytes().startswith(out.read_bytes() if out.exists() else b"")
     assert run_polylm("batch", str(source), str(out), *OPTIONS).returncode == 0
     assert out.read_bytes() == whole.read_bytes()
 
 
 def test_killed_at_two_points(tmp_path: Path) -> None:
-    killed_and_resumed(tmp_path, kills=2, rows=300)
+    killed_and_resumed(tmp_path, kills=2, rows=200)
 
 
 @pytest.mark.slow
@@ -81,6 +84,23 @@ def test_full_disk_and_then_space(tmp_path: Path) -> None:
     done = run_polylm("batch", str(source), str(out), *OPTIONS)
     assert done.returncode == 0
     assert [record["line"] for record in lines(out)] == list(range(1, 101))
+
+
+@pytest.mark.slow
+def test_disk_that_is_really_full(tmp_path: Path) -> None:
+    source, whole = write_lines(tmp_path / "in.txt", 100), tmp_path / "whole.jsonl"
+    assert run_polylm("batch", str(source), str(whole), *OPTIONS).returncode == 0
+    with small_disk(tmp_path / "disk", 64 << 10) as disk:
+        out = disk / "out.jsonl"
+        (disk / FILLER).write_bytes(bytes(56 << 10))  # two pages are left: settings, answers
+        done = run_polylm("batch", str(source), str(out), *OPTIONS)
+        assert done.returncode == 1
+        assert f"{out} cannot be written: No space left on device. " in done.stderr
+        assert "64 lines are complete" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        make_room(disk)
+        assert run_polylm("batch", str(source), str(out), *OPTIONS).returncode == 0
+        assert out.read_bytes() == whole.read_bytes()
 
 
 def test_reader_goes_away(tmp_path: Path) -> None:

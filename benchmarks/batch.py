@@ -1,0 +1,87 @@
+"""`python -m benchmarks.batch`: `polylm batch` on a file beside the engine alone on the same prompts.
+
+Writes a file of translation requests of different lengths and times `polylm batch --chat` on it (without loading):
+reading, checking, tokenizing, sorting, generating, decoding, writing. Then the backend alone gets the same token ids,
+sorted by length as a whole, in batches of the same size. The figure to watch is the quotient of the two speeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modelscope_polylm.app.batch.job import Job
+from modelscope_polylm.app.batch.questions import Question
+from modelscope_polylm.app.batch.rows import InputFile
+from modelscope_polylm.app.bench.measure import timed
+from modelscope_polylm.app.model_loading import load_model
+from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.text.sample_texts import LANGUAGES, TRANSLATIONS, translation_request
+
+
+def write_requests(file: Path, count: int) -> None:
+    """JSON lines that ask for translations of 1 to 8 sentences in any of 18 languages."""
+    chosen, sentences, languages = random.Random(0), list(TRANSLATIONS.values()), list(LANGUAGES.values())
+    texts = (" ".join(chosen.choices(sentences, k=chosen.randint(1, 8))) for _ in range(count))
+    requests = (translation_request(text, chosen.choice(languages)) for text in texts)
+    file.write_text("".join(f"{json.dumps(request)}\n" for request in requests), encoding="utf-8")
+
+
+def batch_speed(generator: TextGenerator, source: Path, size: int, options: Mapping[str, Any]) -> float:
+    """Tokens per second of `polylm batch` on a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(InputFile.check(source), Path(folder) / "out.jsonl", Question(), chat=True, batch_size=size)
+        summary: dict[str, Any] = {}
+        seconds = timed(lambda: summary.update(job.run(generator, options)))
+    return float(summary["tokens"]) / seconds
+
+
+def engine_speed(generator: TextGenerator, source: Path, size: int, options: Mapping[str, Any]) -> float:
+    """Tokens per second of the backend alone."""
+    checked = generator.options(options)
+    texts = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+    prompts = sorted((generator.reader.read(text, checked, chat=True).ids for text in texts), key=len)
+    counts: list[int] = []
+
+    def run() -> None:
+        for first in range(0, len(prompts), size):
+            answers = generator.backend.generate(prompts[first : first + size], checked)
+            counts.extend(len(answer.ids) for group in answers for answer in group)
+
+    seconds = timed(run)
+    return sum(counts) / seconds
+
+
+def main() -> None:
+    """Parse the arguments and time both, in turn."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--device")
+    parser.add_argument("--lines", type=int, default=5000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--num-beams", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    generator = load_model(arguments.model, device=arguments.device)
+    options = {"max_new_tokens": arguments.max_new_tokens, "num_beams": arguments.num_beams, "do_sample": False}
+    quotients = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "requests.jsonl"
+        write_requests(source, arguments.lines)
+        for _ in range(arguments.repeats):
+            batch = batch_speed(generator, source, arguments.batch_size, options)
+            engine = engine_speed(generator, source, arguments.batch_size, options)
+            quotients.append(batch / engine)
+            print(f"polylm batch {batch:,.0f} tokens/s, engine alone {engine:,.0f}: {quotients[-1]:.3f}", flush=True)
+    print(f"median of {arguments.lines:,} lines: {statistics.median(quotients):.3f} of the engine's speed")
+
+
+if __name__ == "__main__":
+    main()

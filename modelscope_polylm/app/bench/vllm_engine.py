@@ -1,0 +1,89 @@
+"""vLLM as an engine of the comparison, with the same network sizes and random weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelscope_polylm.app.bench.engines import Contender
+from modelscope_polylm.app.bench.works import Work
+from modelscope_polylm.network.config import PolyLMConfig
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM can be imported; it is not imported here."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+class Vllm(Contender):
+    """vLLM's offline engine, called directly: `LLM.generate`, and `LLM.beam_search` for beams."""
+
+    name = "vllm"
+
+    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
+        # lets the weights be drawn anew inside the engine's process
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        from vllm import LLM
+
+        folder = tempfile.mkdtemp()
+        Path(folder, "config.json").write_text(json.dumps(_config(config, dtype)))
+        precision = str(dtype).removeprefix("torch.")
+        self._vocabulary = config.vocab_size
+        self._llm: Any = LLM(folder, load_format="dummy", skip_tokenizer_init=True, dtype=precision, seed=0)
+        self._llm.apply_model(_draw_weights)
+        self._llm.renderer.get_tokenizer = _NoTokenizer
+
+    def run(self, work: Work) -> None:
+        """Do the work once; fresh tokens, so that its prefix cache finds nothing."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import BeamSearchParams
+
+        tokens = torch.randint(4, self._vocabulary, (work.rows, work.prompt)).tolist()
+        prompts = [{"prompt_token_ids": ids} for ids in tokens]
+        if (beams := work.options.get("num_beams", 1)) > 1:
+            self._llm.beam_search(prompts, BeamSearchParams(beam_width=beams, max_tokens=work.new, ignore_eos=True))
+            return
+        drawn = (
+            {name: work.options[name] for name in ("top_p", "temperature", "repetition_penalty")}
+            if (work.options["do_sample"])
+            else {"temperature": 0.0}
+        )
+        params = SamplingParams(max_tokens=work.new, ignore_eos=True, detokenize=False, **drawn)
+        self._llm.generate(prompts, params, use_tqdm=False)
+
+
+class _NoTokenizer:
+    """What beam search asks of a tokenizer."""
+
+    eos_token_id = 2
+
+    def decode(self, ids: list[int]) -> str:
+        """No text is wanted."""
+        return ""
+
+
+def _config(config: PolyLMConfig, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.positions,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "activation_function": "gelu_fast",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _draw_weights(model: torch.nn.Module) -> None:
+    for parameter in {tensor.data_ptr(): tensor for tensor in model.parameters()}.values():
+        parameter.data.normal_(0, 0.02)
