@@ -67,7 +67,7 @@ def speeds(files: Sequence[Path]) -> list[Speed]:
         content = json.loads(file.read_text(encoding="utf-8"))
         for result in content["results"]:
             work = WORK.fullmatch(result["work"])
-            if work is None:
+            if work is None or result["unit"] not in ("ms/step", "tokens/s"):
                 continue
             rows, value = int(work["rows"]), float(result["value"])
             per_second = value if result["unit"] == "tokens/s" else rows * 1000 / value

@@ -70,19 +70,22 @@ def _curves(report: Report, unit: str, place: Callable[[Measurement], int]) -> d
     return {engine: (sorted(values), [values[x] for x in sorted(values)]) for engine, values in points.items()}
 
 
-def _draw_contexts(axes: Any, curves: dict[str, tuple[list[int], list[float]]], limit_ms: float) -> None:
+def _draw_contexts(axes: Any, curves: dict[str, tuple[list[int], list[float]]], limit_ms: float | None) -> None:
     _draw_curves(axes, curves)
-    axes.axhline(limit_ms, color="grey", linestyle="--", label="reading the weights once")
+    if limit_ms:
+        axes.axhline(limit_ms, color="grey", linestyle="--", label="reading the weights once")
     axes.set(title="Time of a token, greedy, 1 row", xlabel="tokens in the context", ylabel="ms, without prefill")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend()
 
 
-def _draw_rows(axes: Any, curves: dict[str, tuple[list[int], list[float]]], limit_ms: float) -> None:
+def _draw_rows(axes: Any, curves: dict[str, tuple[list[int], list[float]]], limit_ms: float | None) -> None:
     _draw_curves(axes, curves)
     ticks = sorted({x for places, _ in curves.values() for x in places}) or [1]
-    axes.plot(ticks, [x / limit_ms * 1e3 for x in ticks], "--", color="grey", label="reading the weights once a step")
+    if limit_ms:
+        limits = [x / limit_ms * 1e3 for x in ticks]
+        axes.plot(ticks, limits, "--", color="grey", label="reading the weights once a step")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

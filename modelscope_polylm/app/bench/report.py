@@ -18,7 +18,7 @@ class Report:
     Attributes:
         shape, dtype: the network's published shape, and the precision of its weights.
         device, torch: the device's name and torch's version.
-        limit_ms: the time in which the device reads all weights once.
+        limit_ms: the time in which the device reads all weights once; None if that is not known.
         results: the measurements, in their order.
     """
 
@@ -26,7 +26,7 @@ class Report:
     dtype: str
     device: str
     torch: str
-    limit_ms: float
+    limit_ms: float | None
     results: list[Measurement] = dataclasses.field(default_factory=list)
 
     def json(self) -> str:
