@@ -10,7 +10,7 @@ import pytest
 from tests.interop.comparison import check_transformers
 from tests.interop.run_programs import run_program
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.mark.parametrize("environment", ["transformers-4.40", "transformers-4.57"])

@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.environments import python_of
+from tests.interop.run_programs import interpreter
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("program", sorted(path.name for path in Path(__file__).parent.glob("inside_vllm/test_*.py")))
+@pytest.mark.parametrize(
+    "program",
+    [
+        "test_server.py",
+        pytest.param("test_backend.py", marks=pytest.mark.slow),
+        pytest.param("test_pipeline.py", marks=pytest.mark.slow),
+    ],
+)
 def test_inside_the_vllm_environment(program: str) -> None:
-    command = [str(python_of("vllm")), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "600"]
+    command = [str(interpreter("vllm")), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "600"]
     done = subprocess.run(
         [*command, f"tests/interop/inside_vllm/{program}"],
         cwd=ROOT,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from modelscope_polylm.app.bench.ctranslate2_engine import CTranslate2, ctranslate2_installed
 from modelscope_polylm.app.bench.engines import Contender, Ours, Transformers, release_memory
 from modelscope_polylm.app.bench.measure import Measurement, measure, read_bandwidth
 from modelscope_polylm.app.bench.plot import check_plot, draw
@@ -26,6 +27,9 @@ ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype], Contender
 }
 if vllm_installed():
     ENGINES["vllm"] = Vllm
+if ctranslate2_installed():
+    ENGINES["ctranslate2"] = functools.partial(CTranslate2, quantization="float32")
+    ENGINES["ctranslate2-int8"] = functools.partial(CTranslate2, quantization="int8")
 
 
 def bench(

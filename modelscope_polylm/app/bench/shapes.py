@@ -21,10 +21,14 @@ def shape_config(name: str) -> PolyLMConfig:
     return PolyLMConfig.from_dict({"model_type": "gpt2", "activation_function": "gelu_fast", **SHAPES[name]})
 
 
-def random_decoder(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """A decoder whose every tensor is drawn from a normal distribution of deviation 0.02."""
-    weights = {
+def random_weights(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Every declared tensor, drawn from a normal distribution of deviation 0.02."""
+    return {
         name: torch.empty(shape, device=device, dtype=dtype).normal_(0, 0.02)
         for name, shape in declared_shapes(config).items()
     }
-    return Decoder(config, weights)
+
+
+def random_decoder(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A decoder of `random_weights`."""
+    return Decoder(config, random_weights(config, device, dtype))
