@@ -13,6 +13,7 @@ import torch
 
 from modelscope_polylm.app.bench.engines import Contender
 from modelscope_polylm.app.bench.works import Work
+from modelscope_polylm.backends.vllm_install import import_vllm
 from modelscope_polylm.network.config import PolyLMConfig
 
 
@@ -29,13 +30,12 @@ class Vllm(Contender):
     def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
         # lets the weights be drawn anew inside the engine's process
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        from vllm import LLM
-
+        vllm = import_vllm()
         folder = tempfile.mkdtemp()
         Path(folder, "config.json").write_text(json.dumps(_config(config, dtype)))
         precision = str(dtype).removeprefix("torch.")
         self._vocabulary = config.vocab_size
-        self._llm: Any = LLM(folder, load_format="dummy", skip_tokenizer_init=True, dtype=precision, seed=0)
+        self._llm: Any = vllm.LLM(folder, load_format="dummy", skip_tokenizer_init=True, dtype=precision, seed=0)
         self._llm.apply_model(_draw_weights)
         self._llm.renderer.get_tokenizer = _NoTokenizer
 
@@ -49,11 +49,9 @@ class Vllm(Contender):
         if (beams := work.options.get("num_beams", 1)) > 1:
             self._llm.beam_search(prompts, BeamSearchParams(beam_width=beams, max_tokens=work.new, ignore_eos=True))
             return
-        drawn = (
-            {name: work.options[name] for name in ("top_p", "temperature", "repetition_penalty")}
-            if (work.options["do_sample"])
-            else {"temperature": 0.0}
-        )
+        drawn = {"temperature": 0.0}
+        if work.options["do_sample"]:
+            drawn = {name: work.options[name] for name in ("top_p", "temperature", "repetition_penalty")}
         params = SamplingParams(max_tokens=work.new, ignore_eos=True, detokenize=False, **drawn)
         self._llm.generate(prompts, params, use_tqdm=False)
 
@@ -63,7 +61,7 @@ class _NoTokenizer:
 
     eos_token_id = 2
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **options: Any) -> str:
         """No text is wanted."""
         return ""
 
