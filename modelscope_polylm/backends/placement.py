@@ -76,3 +76,18 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         )
     chosen: torch.dtype = getattr(torch, known)
     return chosen
+
+
+def check_precision(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise DeviceError for bfloat16 on a GPU that does not compute in it (compute capability below 8.0)."""
+    import torch
+
+    if dtype != torch.bfloat16 or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        card = f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]})"
+        raise DeviceError(
+            f"{card} does not compute in bfloat16: load the model with torch_dtype='float32', which takes twice the "
+            "memory, or on another device."
+        )

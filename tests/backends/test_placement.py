@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from modelscope_polylm.backends.placement import choose_device, choose_dtype
+from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype
 from modelscope_polylm.errors import DeviceError, OptionError
 
 
@@ -81,6 +81,20 @@ def test_precisions(dtype: str | None, device: str, chosen: torch.dtype) -> None
 def test_float16_warns() -> None:
     with pytest.warns(UserWarning, match="overflows float16"):
         assert choose_dtype("float16", torch.device("cpu")) is torch.float16
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_bfloat16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    gpu = torch.device("cuda", 0)
+    check_precision(torch.float32, gpu)
+    check_precision(torch.bfloat16, torch.device("cpu"))
+    if capability >= (8, 0):
+        check_precision(torch.bfloat16, gpu)
+        return
+    with pytest.raises(DeviceError, match=r"Tesla T4 \(compute capability 7.5\) .* torch_dtype='float32'"):
+        check_precision(torch.bfloat16, gpu)
 
 
 @pytest.mark.parametrize("dtype", ["int8", torch.int64, "float64", 16])
