@@ -25,7 +25,7 @@ import torch
 from modelscope_polylm.app.bench.shapes import SHAPES, shape_config
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.placement import choose_device, choose_dtype
-from modelscope_polylm.backends.vllm import fixed_arguments
+from modelscope_polylm.backends.vllm_arguments import fixed_arguments
 from modelscope_polylm.backends.vllm_install import import_vllm, installed_version
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.hub.packaged_cache import packaged_snapshot

@@ -87,7 +87,7 @@ def server_defaults(snapshot: Snapshot) -> dict[str, Any]:
 
 def _for_this_machine() -> dict[str, str]:
     from modelscope_polylm.backends.placement import choose_device, choose_dtype
-    from modelscope_polylm.backends.vllm import CPU_MEMORY_UTILIZATION
+    from modelscope_polylm.backends.vllm_arguments import CPU_MEMORY_UTILIZATION
 
     device = choose_device(None)
     flags = {"dtype": str(choose_dtype(None, device)).removeprefix("torch.")}
