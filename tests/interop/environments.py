@@ -3,7 +3,7 @@
 `python environments.py [NAME ...]` makes them, all if none is named.
 
 They are kept in $POLYLM_TEST_ENVIRONMENTS, by default below the system's folder for temporary files, and are made anew
-where their recipe has changed. The overlays take what they do not name, torch above all, from the environment that
+where their recipe has changed, or what they lie upon. The overlays take what they do not name, torch above all, from the environment that
 makes them.
 """
 
@@ -53,7 +53,8 @@ def python_of(name: str) -> Path:
     """The interpreter of an environment, which is made where it does not exist."""
     root = Path(os.environ.get("POLYLM_TEST_ENVIRONMENTS") or Path(tempfile.gettempdir()) / "polylm-environments")
     folder, recipe = root / name, RECIPES[name]
-    stamp, wanted = folder / "recipe.json", json.dumps({**asdict(recipe), "python": sys.version})
+    below = sysconfig.get_path("purelib") if recipe.is_overlay else None
+    stamp, wanted = folder / "recipe.json", json.dumps({**asdict(recipe), "python": sys.version, "below": below})
     python = folder / "bin" / "python"
     if not stamp.is_file() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
