@@ -3,8 +3,8 @@
 `python environments.py [NAME ...]` makes them, all if none is named.
 
 They are kept in $POLYLM_TEST_ENVIRONMENTS, by default below the system's folder for temporary files, and are made anew
-where their recipe has changed, or what they lie upon. The overlays take what they do not name, torch above all, from the environment that
-makes them.
+where their recipe has changed, or what they lie upon: the overlays take what they do not name, torch above all, from
+the environment that makes them.
 """
 
 from __future__ import annotations
