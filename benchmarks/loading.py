@@ -28,11 +28,11 @@ SHARD_BYTES = 5_000_000_000
 def write_snapshot(folder: Path, shape: str, layout: str) -> None:
     """Random bf16 weights of a published shape as safetensors or .bin shards, with a small tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_fast"}
-    (folder / "config.json").write_text(json.dumps({**config, **SHAPES[shape]}))
+    config = shape_config(shape)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
     shutil.copy(TOKENIZER, folder)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, size in declared_shapes(shape_config(shape)).items():
+    for name, size in declared_shapes(config).items():
         stored = size[::-1] if PROJECTION.fullmatch(name) else size
         if sum(2 * math.prod(each) for each in [*shards[-1].values(), stored]) > SHARD_BYTES:
             shards.append({})

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 
+from modelscope_polylm.app.bench.engines import NO_END, Vocabulary
 from modelscope_polylm.app.bench.shapes import SHAPES, shape_config
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.placement import choose_device, choose_dtype
@@ -36,16 +37,7 @@ from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 GOAL = 0.97
-NO_END = 3
-"""An end token that no network here chooses; that is checked."""
 Contender = Callable[[list[list[int]], int], list[list[int]]]
-
-
-class Vocabulary:
-    """Stands where the backend wants a tokenizer and only asks for its size."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
 
 
 def benchmark_snapshot(shape: str, folder: Path) -> tuple[Snapshot, dict[str, Any]]:
@@ -53,11 +45,7 @@ def benchmark_snapshot(shape: str, folder: Path) -> tuple[Snapshot, dict[str, An
     if shape == "tiny":
         return open_snapshot(packaged_snapshot(TINY_FOLDER)), {}
     config = shape_config(shape)
-    contents = {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_fast",
-        "n_inner": config.inner, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2, **SHAPES[shape],
-    }  # fmt: skip
+    contents = {**config.to_dict(), "bos_token_id": 1, "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(contents), encoding="utf-8")
     tokenizer = cast(PolyLMTokenizer, Vocabulary(config.vocab_size))
     snapshot = Snapshot(folder, config, tokenizer, WeightFiles(folder), None, FORMATS["base"], {})

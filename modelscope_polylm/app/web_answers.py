@@ -65,8 +65,7 @@ class Answers:
     def stream(self, prompt: Prompt, options: GenerationOptions) -> Generator[Progress, None, None]:
         """Yield the progress of an answer, the complete reply last; while nothing is new, the same again.
 
-        Closing it stops the answer: greedy search and sampling end with the next token. Beam search cannot be
-        interrupted; it goes on unseen, and the next answer has to wait for it.
+        Closing it stops the answer with the next step.
 
         Raises:
             PolyLMError: too many answers are waiting, or what the generator raises.

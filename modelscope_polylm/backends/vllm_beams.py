@@ -62,9 +62,13 @@ class RemoteOutputLayer(OutputLayer):
     """
 
     def __init__(self, engine: BackgroundEngine, end_tokens: Sequence[int], vocab_limit: int, unused: int) -> None:
-        # beam search keeps the ids of all rows in order only where a processor reads them, as `best` does here
-        super().__init__(torch.empty(0), vocab_limit, [lambda scores, rows: scores])
+        super().__init__(torch.empty(0), vocab_limit)
         self._engine, self._ends, self._unused = engine, set(end_tokens), unused
+
+    @property
+    def reads_ids(self) -> bool:
+        """See `OutputLayer.reads_ids`: `best` hands them over."""
+        return True
 
     def best(self, hidden: Tensor, rows: Rows, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `OutputLayer.best`; `hidden` [rows, 0] holds nothing."""

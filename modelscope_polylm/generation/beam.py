@@ -106,7 +106,7 @@ class BeamSearch:
         if self.early_stopping is True:
             return full
         length = self._reachable_length()
-        reachable = best_score.double() / length.double() ** self.length_penalty.double()
+        reachable = best_score / length.double() ** self.length_penalty.double()
         return full & (worst >= reachable)
 
     def _reachable_length(self) -> Tensor:
@@ -126,7 +126,7 @@ class BeamSearch:
         here = chosen[:, None, :, POSITION, None].long().expand(-1, 1, -1, 3)
         self.history.scatter_(1, here, chosen[:, None, :, LOGPROB : PARENT + 1])
         parents, tokens = chosen[..., PARENT].long().view(-1), chosen[..., TOKEN].long().view(-1)
-        self.rows.reorder(parents, with_ids=bool(self.output.processors))
+        self.rows.reorder(parents, with_ids=self.output.reads_ids)
         self.rows.append(tokens)
 
     def _generated(self) -> Tensor:

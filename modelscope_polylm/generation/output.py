@@ -26,6 +26,11 @@ class OutputLayer:
         self.vocab_limit = vocab_limit
         self.processors = processors
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether the ids of all rows are read, which beam search then keeps in order."""
+        return bool(self.processors)
+
     def logits(self, hidden: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Logits before and behind the processors, each [rows, vocabulary] fp32."""
         # hidden: [rows, width]

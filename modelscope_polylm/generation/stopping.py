@@ -144,9 +144,6 @@ class BeamCollector:
             steps.append(history[position][row % self._search.beams])
         ids = [int(token) for _, token, _ in reversed(steps)]
         logprobs = [logprob for logprob, _, _ in reversed(steps)]
-        ended = ids[-1] in self._options.end_tokens
-        answer = Answer(ids, last[SCORE], logprobs if self._options.output_logprobs else None)
-        if ended:
-            answer.end_token, answer.finish_reason = ids.pop(), "eos"
-            del logprobs[-1]
-        return answer
+        end = ids.pop() if ids[-1] in self._options.end_tokens else None
+        values = logprobs[: len(ids)] if self._options.output_logprobs else None
+        return Answer(ids, last[SCORE], values, "length" if end is None else "eos", end)

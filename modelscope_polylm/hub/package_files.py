@@ -47,19 +47,9 @@ def small_files(snapshot: Snapshot, dtype: str, version: str) -> dict[str, str]:
 
 def _config(snapshot: Snapshot, dtype: str) -> dict[str, Any]:
     source = json.loads((snapshot.folder / "config.json").read_text(encoding="utf-8"))
-    config = snapshot.config
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.positions,
-        "n_embd": config.width,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_inner": config.inner,
-        "layer_norm_epsilon": config.epsilon,
+        **snapshot.config.to_dict(),
         **{name: source.get(name, value) for name, value in NETWORK_DEFAULTS.items()},
-        "tie_word_embeddings": True,
         # transformers 4 reads the first name, 5 the second.
         "torch_dtype": dtype,
         "dtype": dtype,

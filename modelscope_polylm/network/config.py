@@ -61,6 +61,18 @@ class PolyLMConfig:
             raise SnapshotError("\n".join(f"config.json: {problem}." for problem in problems))
         return cls(**sizes, inner=inner, epsilon=epsilon, architecture=_architecture(values))
 
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json of these sizes, with the names of transformers' GPT2Config; `from_dict` reads it back."""
+        return {
+            "architectures": [ARCHITECTURES[0]],
+            "model_type": "gpt2",
+            **{names[0]: getattr(self, field) for field, names in SIZE_NAMES.items()},
+            "n_inner": self.inner,
+            "layer_norm_epsilon": self.epsilon,
+            "activation_function": ACTIVATIONS[0],
+            "tie_word_embeddings": True,
+        }
+
     @property
     def head_width(self) -> int:
         """Numbers in one head's query, key or value."""

@@ -111,7 +111,7 @@ def test_stop_keeps_what_has_come(chat: Chat, tiny: TextGenerator) -> None:
 
 
 def test_stop_before_the_first_token(chat: Chat, tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beam search cannot be interrupted, but nobody has to wait for it."""
+    """The first step may take long, but nobody has to wait for it."""
 
     def never(prompts: Any, options: Any) -> Generator[Any, None, Any]:
         time.sleep(3)

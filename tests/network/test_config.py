@@ -128,3 +128,8 @@ def test_all_problems_at_once() -> None:
 def test_not_an_object(values: Any) -> None:
     with pytest.raises(SnapshotError, match="not an object with settings"):
         PolyLMConfig.from_dict(values)
+
+
+def test_written_sizes_are_read_back() -> None:
+    config = PolyLMConfig(vocab_size=300, positions=64, width=96, layers=3, heads=4, inner=200, epsilon=1e-6)
+    assert PolyLMConfig.from_dict(config.to_dict()) == config

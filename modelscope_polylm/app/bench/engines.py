@@ -35,7 +35,7 @@ class Ours(Contender):
     name = "polylm"
 
     def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
-        vocabulary = cast(PolyLMTokenizer, _Vocabulary(config.vocab_size))
+        vocabulary = cast(PolyLMTokenizer, Vocabulary(config.vocab_size))
         self.engine = Engine(random_decoder(config, device, dtype), vocabulary)
 
     def run(self, work: Work) -> None:
@@ -62,7 +62,7 @@ class Transformers(Contender):
         self._model.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **self._static, **work.options)
 
 
-class _Vocabulary:
+class Vocabulary:
     """Stands where the engine wants a tokenizer and only asks for its size."""
 
     def __init__(self, vocab_size: int):

@@ -31,11 +31,14 @@ class Vllm(Contender):
         # lets the weights be drawn anew inside the engine's process
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         vllm = import_vllm()
-        folder = tempfile.mkdtemp()
-        Path(folder, "config.json").write_text(json.dumps(_config(config, dtype)))
-        precision = str(dtype).removeprefix("torch.")
         self._vocabulary = config.vocab_size
-        self._llm: Any = vllm.LLM(folder, load_format="dummy", skip_tokenizer_init=True, dtype=precision, seed=0)
+        precision = str(dtype).removeprefix("torch.")
+        self._folder = tempfile.TemporaryDirectory()
+        settings = {**config.to_dict(), "bos_token_id": 1, "eos_token_id": 2, "dtype": precision}
+        Path(self._folder.name, "config.json").write_text(json.dumps(settings))
+        self._llm: Any = vllm.LLM(
+            self._folder.name, load_format="dummy", skip_tokenizer_init=True, dtype=precision, seed=0
+        )
         self._llm.apply_model(_draw_weights)
         self._llm.renderer.get_tokenizer = _NoTokenizer
 
@@ -64,22 +67,6 @@ class _NoTokenizer:
     def decode(self, ids: list[int], **options: Any) -> str:
         """No text is wanted."""
         return ""
-
-
-def _config(config: PolyLMConfig, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.positions,
-        "n_embd": config.width,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "activation_function": "gelu_fast",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
 
 
 def _draw_weights(model: torch.nn.Module) -> None:

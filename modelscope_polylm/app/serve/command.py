@@ -58,8 +58,9 @@ def serve(
     given = {option: value for option, value in options.items() if value is not None}
     if backend == "vllm":
         _refuse_with_vllm({**given, "revision": revision, "device": device, "dtype": dtype, "name": name})
-        _serve_with_vllm(model, host, port, api_key or None, more or [])
-        return
+        from modelscope_polylm.app.serve.vllm_server import run_vllm_server
+
+        run_vllm_server(model, host=host, port=port, api_key=api_key or None, extra_arguments=more or [])
     if more:
         raise OptionError(f"{more[0]} is a flag for vLLM: the native backend takes none behind --.")
     require_serving()
@@ -77,15 +78,6 @@ def _refuse_with_vllm(flags: dict[str, Any]) -> None:
         if value is not None:
             flag = name.replace("_", "-")
             raise OptionError(f"--{flag} is for the native backend: give vLLM its own flags behind --.")
-
-
-def _serve_with_vllm(model: str, host: str, port: int, api_key: str | None, more: list[str]) -> None:
-    from modelscope_polylm.app.serve.vllm_server import run_vllm_server
-
-    release = published(model)
-    run_vllm_server(
-        model, host=host, port=port, api_key=api_key, release=release.name if release else None, extra_arguments=more
-    )
 
 
 def require_serving() -> None:

@@ -89,7 +89,7 @@ class ChatResponse(BaseModel):
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int = Field(default_factory=now)
+    created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
@@ -147,7 +147,7 @@ class TextResponse(BaseModel):
 
     id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int = Field(default_factory=now)
+    created: int
     model: str
     choices: list[TextChoice]
     usage: Usage | None = Field(default=None, exclude_if=_is_none)
@@ -173,4 +173,4 @@ class ModelList(BaseModel):
 class Health(BaseModel):
     """Whether the server takes requests."""
 
-    status: Literal["ok", "ending"]
+    status: Literal["ok"]

@@ -27,7 +27,6 @@ def run_vllm_server(
     host: str,
     port: int,
     api_key: str | None,
-    release: str | None = None,
     extra_arguments: Sequence[str] = (),
 ) -> NoReturn:
     """Become vLLM's server, in the same process.
@@ -36,7 +35,6 @@ def run_vllm_server(
         model: a folder, a hub id, or a release such as tiny or assistant-13b; clients may ask for any of its names.
         host, port: where to listen.
         api_key: what clients have to send; None lets everybody in. It stays out of the list of processes.
-        release: which release it is, where the folder does not tell.
         extra_arguments: of `vllm serve`, behind the others, so that they win.
 
     Raises:
@@ -46,9 +44,9 @@ def run_vllm_server(
     from modelscope_polylm.backends.vllm_install import check_vllm
 
     check_vllm()  # before anything large is downloaded or written
-    known = published(model)
-    folder = find_model(model)
-    command = vllm_command(folder, model, host, port, release or (known.name if known else None), extra_arguments)
+    release = published(model)
+    name = release.name if release else None
+    command = vllm_command(find_model(model), model, host, port, name, extra_arguments)
     environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
     if api_key is not None:
         environment["VLLM_API_KEY"] = api_key
