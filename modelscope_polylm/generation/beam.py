@@ -14,12 +14,15 @@ from torch import Tensor
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.output import OutputLayer, is_one_of, scalar
 from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 IMPOSSIBLE = -1.0e9
 """transformers' score of a beam that cannot be chosen."""
 SCORE, LOGPROB, TOKEN, PARENT, POSITION = range(5)
 """Columns of a continuation, all exact in fp64: its beam's sum of log-probabilities (in a finished beam divided by the
 length), the token's own log-probability, the token, the row that it continues, and the token's position."""
+MOST_COMPARED = 512
+"""Most candidates of a prompt, of all its beams, that the kernel compares with each other."""
 
 
 class BeamSearch:
@@ -32,6 +35,8 @@ class BeamSearch:
         finished: [prompts, beams, 5] fp64, the last continuations of the finished beams, best first.
         history: [prompts, positions, beams, 3] fp64, log-probability, token and parent row of every choice.
         report: [prompts] bool, what the host has to see of each step: which prompts are done.
+        length_penalty: the exponent of the next `begin`.
+        divisors: [positions + 1] fp64, what divides the score of a beam of each length.
     """
 
     def __init__(self, rows: Rows, output: OutputLayer, end_tokens: Tensor, options: GenerationOptions):
@@ -41,7 +46,8 @@ class BeamSearch:
         self.candidates = max(2, 1 + end_tokens.shape[0]) * beams
         self.counts_prompt = options.beam_rules != "5"
         self.early_stopping = options.early_stopping
-        self.length_penalty = scalar(options.length_penalty, device)
+        self.length_penalty = options.length_penalty
+        self.divisors = torch.ones(rows.positions + 1, dtype=torch.float64, device=device)
         self.running_scores = torch.zeros(prompts, beams, device=device)
         self.finished = torch.zeros(prompts, beams, 5, dtype=torch.float64, device=device)
         self.history = torch.zeros(prompts, rows.positions, beams, 3, dtype=torch.float64, device=device)
@@ -51,6 +57,8 @@ class BeamSearch:
 
     def begin(self) -> None:
         """Start a new batch: only the first beam of a prompt counts, for all are equal."""
+        lengths = torch.arange(len(self.divisors), dtype=torch.float64, device=self.divisors.device)
+        self.divisors.copy_(lengths ** scalar(self.length_penalty, lengths.device).double())
         self.running_scores.fill_(IMPOSSIBLE)
         self.running_scores[:, 0] = 0
         self.finished.zero_()
@@ -60,7 +68,20 @@ class BeamSearch:
     def select(self, hidden: Tensor) -> None:
         """Choose the beams that go on, keep those that end, and note which prompts are done."""
         # hidden: [rows, width]
-        found = self._continuations(hidden)
+        count = min(self.candidates, self.output.vocab_limit)
+        best = self.output.best(hidden, self.rows, count)
+        if self.beams * count > MOST_COMPARED or not uses_triton(*best, self.report):
+            self._select_reference(*best)
+            return
+        from modelscope_polylm.generation.beam_step_triton import launch_beam_step
+
+        with torch.cuda.device_of(hidden):
+            launch_beam_step(self, *best)
+
+    def _select_reference(self, scores: Tensor, logprobs: Tensor, tokens: Tensor) -> None:
+        """Plain torch twin of the kernel."""
+        # scores, logprobs, tokens: [rows, count]
+        found = self._continuations(scores, logprobs, tokens)
         ended = is_one_of(found[..., TOKEN], self.end_tokens)
         at_limit = self._generated() + 1 >= self._of_prompt(self.rows.limits)
         may_finish = ended if self.counts_prompt else ended | at_limit[:, None]
@@ -77,10 +98,9 @@ class BeamSearch:
         self._note_done(at_limit, best_score)
         self._go_on(going_on)
 
-    def _continuations(self, hidden: Tensor) -> Tensor:
-        # hidden: [rows, width] -> [prompts, candidates, 5], best first
-        prompts, count = self.rows.prompts, min(self.candidates, self.output.vocab_limit)
-        scores, logprobs, tokens = self.output.best(hidden, self.rows, count)
+    def _continuations(self, scores: Tensor, logprobs: Tensor, tokens: Tensor) -> Tensor:
+        # scores, logprobs, tokens: [rows, count] -> [prompts, candidates, 5], best first
+        prompts, count = self.rows.prompts, scores.shape[1]
         scores = (scores.view(prompts, self.beams, -1) + self.running_scores[:, :, None]).view(prompts, -1)
         scores, best = scores.topk(self.candidates)
         parents = self._first_rows + best.div(count, rounding_mode="floor")
@@ -94,7 +114,7 @@ class BeamSearch:
         length = self._of_prompt(self.rows.lengths) + (0 if length_before_end else 1)
         if not self.counts_prompt:
             length = self._generated() + 1
-        divided = found[..., SCORE] / length.double()[:, None] ** self.length_penalty.double()
+        divided = found[..., SCORE] / self.divisors[length][:, None]
         divided = torch.where(which & ~self.report[:, None], divided, IMPOSSIBLE)
         merged = torch.cat((self.finished, torch.cat((divided[..., None], found[..., LOGPROB:]), -1)), 1)
         self.finished.copy_(_take(merged, merged[..., SCORE].topk(self.beams).indices))
@@ -105,16 +125,17 @@ class BeamSearch:
         full = worst > IMPOSSIBLE / 2
         if self.early_stopping is True:
             return full
-        length = self._reachable_length()
-        reachable = best_score / length.double() ** self.length_penalty.double()
-        return full & (worst >= reachable)
+        return full & (worst >= best_score / self._best_divisor())
 
-    def _reachable_length(self) -> Tensor:
-        # [prompts]: the length by which the score of a running beam may at best be divided
+    def _best_divisor(self) -> Tensor:
+        # [prompts]: what may at best divide the score of a running beam
         now, limit = self._generated() + 1, self._of_prompt(self.rows.limits)
-        if self.early_stopping == "never":
-            now = torch.where(self.length_penalty > 0, limit, now)
-        return now + self._of_prompt(self.rows.prompt_lengths) if self.counts_prompt else now
+        if self.counts_prompt:
+            now, limit = (length + self._of_prompt(self.rows.prompt_lengths) for length in (now, limit))
+        if self.early_stopping != "never":
+            return self.divisors[now]
+        # scores are below zero
+        return torch.maximum(self.divisors[now], self.divisors[limit])
 
     def _note_done(self, at_limit: Tensor, best_score: Tensor) -> None:
         self.report |= self._done_by_rules(best_score) | at_limit

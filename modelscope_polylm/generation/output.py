@@ -42,7 +42,7 @@ class OutputLayer:
         # hidden: [rows, width]
         if not self.processors:
             logprobs, _, tokens = self.best(hidden, rows, 1)
-            return tokens[:, 0], logprobs[:, 0]
+            return tokens[:, 0].long(), logprobs[:, 0]
         logits, processed = self.logits(hidden, rows)
         tokens = processed.argmax(-1, keepdim=True)
         return tokens[:, 0], (logits.gather(1, tokens)[:, 0] - logits.logsumexp(-1))
@@ -51,13 +51,14 @@ class OutputLayer:
         """The best continuations of each row, as beam search counts them: processors see log-probabilities.
 
         Returns:
-            processed log-probabilities and the model's own, [rows, count] fp32, best first; ids [rows, count] int64.
+            processed log-probabilities and the model's own, [rows, count] fp32, best first; ids [rows, count], int32
+            or int64.
         """
         # hidden: [rows, width]
         if not self.processors:
             values, ids, log_sum_exp = output_best(hidden, self.embedding, count, self.vocab_limit)
             logprobs = values - log_sum_exp[:, None]
-            return logprobs, logprobs, ids.long()
+            return logprobs, logprobs, ids
         logprobs = output_logits(hidden, self.embedding, self.vocab_limit).log_softmax(-1)
         scores, ids = self._process(logprobs, rows).topk(count)
         return scores, logprobs.gather(1, ids), ids

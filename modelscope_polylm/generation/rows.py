@@ -55,6 +55,7 @@ class Rows:
         self.limits = torch.ones(rows, dtype=torch.int32, device=device)
         self.minimums = torch.zeros(rows, dtype=torch.int32, device=device)
         self.finished = torch.ones(rows, dtype=torch.bool, device=device)
+        self._last_lengths = torch.ones(rows, dtype=torch.int32, device=device)
         self._every_position = torch.arange(positions, device=device)
 
     def begin(self, requests: Sequence[Request]) -> None:
@@ -90,6 +91,7 @@ class Rows:
         self.lengths.copy_(numbers[:, 0])
         self.limits.copy_(numbers[:, 1])
         self.minimums.copy_(numbers[:, 2])
+        self._last_lengths.copy_(numbers[:, 0] + numbers[:, 1] - 1)
         self.finished.copy_(numbers[:, 3])
 
     def generated(self) -> Tensor:
@@ -106,7 +108,7 @@ class Rows:
 
     def advance(self) -> None:
         """Count the current tokens as cached; a row at its limit stays there, so that it never leaves its slots."""
-        self.lengths.copy_(torch.minimum(self.lengths + 1, self.prompt_lengths + self.limits - 1))
+        self.lengths.add_(1).clamp_(max=self._last_lengths)
 
     def reorder(self, parents: Tensor, with_ids: bool) -> None:
         """Let row i continue row parents[i] ([rows] int64); the answer slots still to be written stay the row's own.

@@ -87,7 +87,7 @@ class Search:
         self._end_tokens.copy_(torch.tensor(ends))
         self._pad_token.fill_(ends[0] if options.pad_token_id is None else options.pad_token_id)
         if isinstance(self.steps, BeamSearch):
-            self.steps.length_penalty.fill_(options.length_penalty)
+            self.steps.length_penalty = options.length_penalty
         elif self.steps.sampler is not None:
             self.steps.sampler.update(options)
         self.steps.begin()

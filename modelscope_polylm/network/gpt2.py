@@ -6,25 +6,17 @@ the residual stream, the softmax and the logits in fp32, as PolyLM was trained (
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
-from modelscope_polylm.network.kernels.cache_store import store_keys_values
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import linear, linear_add_, linear_reference, linear_unrounded
-
-PREFILL_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""cuDNN's is left out: it builds a plan for every new length, which costs tens of milliseconds each time."""
-
-NOTHING_TO_ADD: tuple[Tensor | None, Tensor | None] = (None, None)
+from modelscope_polylm.network.kernels.linear import add_product_, linear, linear_add_, linear_reference
+from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
 
 class Decoder:
@@ -41,6 +33,7 @@ class Decoder:
         self.position_embedding = weights["wpe.weight"]
         self.final_norm = (weights["ln_f.weight"], weights["ln_f.bias"])
         self._layers = [_LayerWeights(weights, f"h.{layer}.") for layer in range(config.layers)]
+        self._bias_sums = _bias_sums(self._layers)
 
     @property
     def device(self) -> torch.device:
@@ -72,26 +65,26 @@ class Decoder:
         positions = torch.arange(length, device=tokens.device).repeat(prompts)
         residual = self._embed(tokens.reshape(-1), positions)
         chosen = None if last is None else torch.arange(prompts, device=tokens.device) * length + last
-        with sdpa_kernel(PREFILL_ATTENTION, set_priority=True) if tokens.is_cuda else contextlib.nullcontext():
-            result = self._prefill_layers(residual, prompts, slots, cache, chosen)
+        result = self._prefill_layers(residual, prompts, slots, cache, chosen)
         return result.view(prompts, length, -1) if last is None else result
 
     def _prefill_layers(
         self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, chosen: Tensor | None
     ) -> Tensor:
         # residual: [prompts * length, width] fp32 -> [n, width], those that are chosen in the last layer, or all
-        epsilon, update = self.config.epsilon, NOTHING_TO_ADD
+        # the residual stream leaves out the projections' biases, whose sum so far each LayerNorm adds
+        epsilon, heads = self.config.epsilon, self.config.heads
         for layer, weights in enumerate(self._layers):
-            qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, *update), *weights.c_attn)
-            if cache is not None and slots is not None:
-                store_keys_values(qkv, slots.reshape(-1), *cache.layer(layer))
-            mixed = causal_attention(qkv.view(prompts, -1, qkv.shape[1]), self.config.heads)
+            before_attention, before_mlp = self._bias_sums[2 * layer : 2 * layer + 2]
+            qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, before_attention), *weights.c_attn)
+            kept = None if cache is None or slots is None else (slots.reshape(-1), *cache.layer(layer))
+            mixed = prefill_attention(qkv, prompts, heads, kept)
             if chosen is not None and layer == self.config.layers - 1:
                 mixed, residual = mixed[chosen], residual[chosen]
-            update = linear_unrounded(mixed, *weights.attn_c_proj)
-            hidden = linear_reference(layer_norm(residual, *weights.ln_2, epsilon, *update), *weights.c_fc, gelu=True)
-            update = linear_unrounded(hidden, *weights.mlp_c_proj)
-        return layer_norm(residual, *self.final_norm, epsilon, *update)
+            add_product_(residual, mixed, weights.attn_c_proj[0])
+            normal = layer_norm(residual, *weights.ln_2, epsilon, before_mlp)
+            add_product_(residual, linear_reference(normal, *weights.c_fc, gelu=True), weights.mlp_c_proj[0])
+        return layer_norm(residual, *self.final_norm, epsilon, self._bias_sums[-1])
 
     def decode(
         self, tokens: Tensor, lengths: Tensor, slot_table: Tensor, prompt_lengths: Tensor, group: int, cache: KVCache
@@ -125,23 +118,6 @@ class Decoder:
         return self.embedding[tokens].float() + self.position_embedding[positions]
 
 
-def causal_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Attention of whole prompts; padding on the right is seen by padding alone.
-
-    Args:
-        qkv: [prompts, length, 3 * width], query, key and value as heads of equal width.
-        heads: how many.
-
-    Returns:
-        [prompts * length, width] in the dtype of qkv.
-    """
-    # qkv: [prompts, length, 3 * width] -> [prompts * length, width]
-    prompts, length, _ = qkv.shape
-    query, key, value = qkv.view(prompts, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return mixed.transpose(1, 2).reshape(prompts * length, -1)
-
-
 class _LayerWeights:
     def __init__(self, weights: Mapping[str, Tensor], prefix: str):
         def pair(name: str) -> tuple[Tensor, Tensor]:
@@ -150,3 +126,9 @@ class _LayerWeights:
         self.ln_1, self.ln_2 = pair("ln_1"), pair("ln_2")
         self.c_attn, self.attn_c_proj = pair("attn.c_attn"), pair("attn.c_proj")
         self.c_fc, self.mlp_c_proj = pair("mlp.c_fc"), pair("mlp.c_proj")
+
+
+def _bias_sums(layers: list[_LayerWeights]) -> Tensor:
+    # -> [2 * layers + 1, width] fp32, the sum of what the projections' biases have added before each LayerNorm
+    biases = [bias for weights in layers for bias in (weights.attn_c_proj[1], weights.mlp_c_proj[1])]
+    return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0)

@@ -46,6 +46,16 @@ class AttentionConfig:
     splits: int
 
 
+@dataclass(frozen=True)
+class PrefillAttentionConfig:
+    """Attention of whole prompts: block_m positions a program, block_n keys at a time, which divides block_m."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
 # most rows and the configuration up to there, None where the library is faster
 # projections are told apart by their proportions
 MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig | None], ...]] = {
@@ -103,6 +113,11 @@ def choose_attention(groups: int, heads: int, group: int, dtype: torch.dtype, de
     if group > 1:
         return AttentionConfig(64, warps=4, splits=min(6, splits))
     return AttentionConfig(32 if programs < 4 * processors else 16, warps=2, splits=splits)
+
+
+def choose_prefill_attention() -> PrefillAttentionConfig:
+    """For prompts of any length, in 16 bits."""
+    return PrefillAttentionConfig(64, 64, warps=4, stages=3)
 
 
 def choose_output(rows: int, top: int, dtype: torch.dtype) -> VectorConfig | MatrixConfig | None:

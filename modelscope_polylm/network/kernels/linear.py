@@ -22,12 +22,13 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def linear_unrounded(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
-    """x @ weight.T as [R, N], in fp32 on CUDA, and the bias [N] where it is still to be added."""
-    # x: [R, K], weight: [N, K], bias: [N] -> [R, N]
+def add_product_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
+    """residual [R, N] fp32 += x [R, K] @ weight [N, K].T, by the library; on CUDA the product is not rounded."""
+    # residual: [R, N] fp32, x: [R, K], weight: [N, K]
     if x.is_cuda and x.dtype != torch.float32:
-        return torch.mm(x, weight.t(), out_dtype=torch.float32), bias
-    return F.linear(x, weight, bias), None
+        torch.addmm(residual, x, weight.t(), out_dtype=torch.float32, out=residual)
+    else:
+        residual += F.linear(x, weight)
 
 
 def linear_add_reference_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:

@@ -11,12 +11,17 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.output import OutputLayer
+from modelscope_polylm.generation.rows import Rows
 from modelscope_polylm.network.kernels import configs, order_triton
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import linear, linear_add_
 from modelscope_polylm.network.kernels.output import output_best, output_logits
+from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
 SHARED_MEMORY = 227 * 1024
 compiled: list[str] = []
@@ -67,6 +72,21 @@ def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> N
     output_logits(x, zeros(vocab, width), vocab)
 
 
+def compile_prefill(tokens: int = 300, heads: int = 40) -> None:
+    """The kernels of prefill, in the sizes of the 13B network."""
+    width = 128 * heads
+    norm, caches = zeros(width), zeros(2, heads, 512, 128)
+    layer_norm(torch.zeros(tokens, width), norm, norm, 1e-5, torch.zeros(width))
+    prefill_attention(zeros(tokens, 3 * width), 1, heads, (torch.arange(tokens), *caches))
+
+
+def compile_beam_step(beams: int, rules: str, early_stopping: bool | str, vocab: int = 1024) -> None:
+    """Chooses among the beams of one prompt once."""
+    options = GenerationOptions(num_beams=beams, beam_rules=rules, early_stopping=early_stopping)
+    rows, output = Rows(1, beams, 2048, torch.device("cpu")), OutputLayer(zeros(vocab, 128), vocab)
+    BeamSearch(rows, output, torch.zeros(1, dtype=torch.int64), options).select(zeros(beams, 128))
+
+
 if __name__ == "__main__":
     driver.set_active(Hopper())
     JITFunction.__getitem__ = compile_only
@@ -76,5 +96,9 @@ if __name__ == "__main__":
         # each number of rows has block shapes of its own
         for rows, group in ((1, 1), (4, 4), (16, 1), (32, 4), (64, 1)):
             compile_step(rows, group)
+        compile_prefill()
+        for beams in (4, 8):
+            compile_beam_step(beams, "4.31", True)
+            compile_beam_step(beams, "5", "never")
     print(len(compiled), "kernels compiled")
     sys.exit(0)

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 
 from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import counters, kernel_settings
-from modelscope_polylm.network.kernels.linear import linear, linear_add_, linear_add_reference_, linear_reference
+from modelscope_polylm.network.kernels.linear import (
+    add_product_,
+    linear,
+    linear_add_,
+    linear_add_reference_,
+    linear_reference,
+)
 from tests.network.kernels.random_tensors import random, relative_error
 
 CONFIGS = [
@@ -57,3 +63,21 @@ def test_torch_runs_where_kernels_do_not(rows):
         residual = torch.zeros(rows, 24)
         linear_add_(residual, x, weight, bias)
     assert relative_error(residual, F.linear(x, weight, bias)) < 1e-6
+
+
+def test_a_product_of_many_rows_is_added():
+    x, weight, _ = arguments(70, 24, 40, torch.float32, torch.device("cpu"))
+    residual = random(70, 24, device=x.device)
+    expected = residual.double() + F.linear(x.double(), weight.double())
+    add_product_(residual, x, weight)
+    assert relative_error(residual, expected) < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_of_many_rows_is_added_unrounded_on_a_device(dtype):
+    x, weight, _ = arguments(70, 48, 64, dtype, torch.device("cuda"))
+    residual = random(70, 48, device=x.device)
+    expected = residual.double() + F.linear(x.double(), weight.double())
+    add_product_(residual, x, weight)
+    assert relative_error(residual, expected) < 2e-6

@@ -1,0 +1,138 @@
+"""Kernel of `BeamSearch.select`: one program for each prompt, in which every candidate stays in its thread."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from modelscope_polylm.generation import beam
+from modelscope_polylm.generation.beam_merge_triton import COLUMNS, load_finished, merge, places, store_choice
+from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
+from modelscope_polylm.network.kernels.output_triton import EMPTY, sort_keys
+
+IMPOSSIBLE = tl.constexpr(beam.IMPOSSIBLE)
+MOVED = 1024
+"""Entries of a table that are moved at once."""
+
+
+@triton.jit
+def is_end(token, end_tokens, ENDS: tl.constexpr):
+    # token: [N] -> [N] bool
+    found = token < 0
+    for end in tl.static_range(ENDS):
+        found |= token == tl.load(end_tokens + end)
+    return found
+
+
+@triton.jit
+def done_by_rules(worst_finished, best_score, divisor, EARLY_STOPPING: tl.constexpr):
+    # enough beams are finished and the running ones cannot be better
+    done = worst_finished > IMPOSSIBLE / 2
+    if EARLY_STOPPING != True:  # noqa: E712
+        done &= worst_finished >= best_score.to(tl.float64) / divisor
+    return done
+
+
+@triton.jit
+def follow(table, parents, begin, end, stride, BEAMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    # table: [BEAMS, stride], parents: [ROWS]; each row takes the columns begin..end-1 of its parent
+    row, column = tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
+    changes = ((row < BEAMS) & (row != parents))[:, None]
+    source, target = table + parents[:, None] * stride + column, table + row[:, None] * stride + column
+    for start in range(begin, end, BLOCK):
+        moved = changes & (start + column < end)
+        entries = tl.load(source + start, mask=moved)
+        # every row is read before one is written
+        tl.debug_barrier()
+        tl.store(target + start, entries, mask=moved)
+
+
+@triton.jit
+def beam_step_kernel(
+    scores, logprobs, tokens, end_tokens, divisors, lengths, prompt_lengths, limits,
+    running_scores, finished, history, report, row_finished, row_tokens, ids, slot_table, positions,
+    BEAMS: tl.constexpr, COUNT: tl.constexpr, CANDIDATES: tl.constexpr, ENDS: tl.constexpr,
+    COUNTS_PROMPT: tl.constexpr, EARLY_STOPPING: tl.constexpr, READS_IDS: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # scores, logprobs, tokens: [rows, COUNT], end_tokens: [ENDS]; the others as in BeamSearch and Rows
+    admit_next(OVERLAP)
+    prompt = tl.program_id(0).to(tl.int64)
+    first = prompt * BEAMS
+    i, row = tl.arange(0, WIDTH), tl.arange(0, ROWS)
+    exists, parent = i < BEAMS * COUNT, tl.minimum(i // COUNT, BEAMS - 1)
+    begin, limit = tl.load(prompt_lengths + first), tl.load(limits + first)
+    was_done = tl.load(report + prompt)
+    running = tl.load(running_scores + first + parent)
+    beams = finished + first * COLUMNS
+    columns, finished_score = load_finished(beams, BEAMS, ROWS)
+    wait_for_previous(OVERLAP)
+    place = first * COUNT + i
+    score = tl.load(scores + place, mask=exists, other=float("-inf")) + running
+    logprob = tl.load(logprobs + place, mask=exists, other=0.0)
+    token = tl.load(tokens + place, mask=exists, other=0)
+    length = tl.load(lengths + first)
+    ended = is_end(token, end_tokens, ENDS)
+
+    # what divides scores is read before the places are counted, which hides its latency
+    generated = length - begin
+    at_limit = generated + 1 >= limit
+    counted = length if COUNTS_PROMPT else generated
+    divisor = tl.load(divisors + counted + 1)
+    end_divisor = tl.load(divisors + counted) if COUNTS_PROMPT else divisor
+    best_divisor = divisor
+    if EARLY_STOPPING == "never":
+        best_divisor = tl.maximum(divisor, tl.load(divisors + counted - generated + limit))
+
+    rank = places(sort_keys(score, i))
+    open_keys = sort_keys(tl.where(ended, IMPOSSIBLE, score), rank)
+    next_row = places(tl.where(rank < CANDIDATES, open_keys, EMPTY))
+    goes_on = next_row < BEAMS
+
+    exact, parent_row = score.to(tl.float64), first + parent
+    finishes = (ended if COUNTS_PROMPT else tl.where(at_limit, True, ended)) & (rank < tl.where(was_done, 0, BEAMS))
+    worst = merge(
+        beams, columns, finished_score, exact / end_divisor, finishes, rank, logprob, token, parent_row, length,
+        BEAMS, ROWS, WIDTH,
+    )  # fmt: skip
+    leads = (rank if COUNTS_PROMPT else next_row) == 0
+    best_score = tl.sum(tl.where(leads, score, 0.0))
+    done = was_done | done_by_rules(worst, best_score, best_divisor, EARLY_STOPPING)
+    if COUNTS_PROMPT:  # noqa: SIM102
+        if at_limit & ~done:
+            # those that would go on are finished too
+            tl.debug_barrier()
+            columns, finished_score = load_finished(beams, BEAMS, ROWS)
+            merge(
+                beams, columns, finished_score, exact / divisor, goes_on, next_row, logprob, token, parent_row, length,
+                BEAMS, ROWS, WIDTH,
+            )  # fmt: skip
+    done |= at_limit
+    tl.store(report + prompt, done)
+    tl.store(row_finished + first + row, done, mask=row < BEAMS)
+
+    new = first + next_row
+    tl.store(running_scores + new, score, mask=goes_on)
+    tl.store(row_tokens + new, token, mask=goes_on)
+    room = history + ((prompt * positions + length) * BEAMS + next_row) * 3
+    store_choice(room, logprob, token, parent_row, goes_on)
+    parents = tl.sum(tl.where(next_row[:, None] == row[None, :], parent[:, None], 0), 0)
+    follow(slot_table + first * positions, parents, begin, length, positions, BEAMS, ROWS, BLOCK)
+    if READS_IDS:
+        follow(ids + first * positions, parents, begin, length, positions, BEAMS, ROWS, BLOCK)
+    tl.store(ids + new * positions + length, token, mask=goes_on)
+
+
+def launch_beam_step(search: beam.BeamSearch, scores: Tensor, logprobs: Tensor, tokens: Tensor) -> None:
+    # scores, logprobs, tokens: [rows, count]
+    rows, beams, count = search.rows, search.beams, scores.shape[1]
+    width, row_block = triton.next_power_of_2(beams * count), triton.next_power_of_2(beams)
+    beam_step_kernel[(rows.prompts,)](
+        scores, logprobs, tokens, search.end_tokens, search.divisors, rows.lengths, rows.prompt_lengths, rows.limits,
+        search.running_scores, search.finished, search.history, search.report, rows.finished, rows.tokens, rows.ids,
+        rows.slot_table, rows.positions,
+        BEAMS=beams, COUNT=count, CANDIDATES=search.candidates, ENDS=search.end_tokens.shape[0],
+        COUNTS_PROMPT=search.counts_prompt, EARLY_STOPPING=search.early_stopping, READS_IDS=search.output.reads_ids,
+        ROWS=row_block, WIDTH=width, BLOCK=MOVED // row_block, **launch_options(scores.device, max(1, width // 32)),
+    )  # fmt: skip
