@@ -1,115 +1,119 @@
-"""`python -m benchmarks.loading --shape 13b`: from files in the page cache to the first token, in a fresh process.
+"""`python -m benchmarks.loading --folder /dev/shm/polylm`: from files in the page cache to the first token.
 
-Writes a snapshot of random weights to --folder (a tmpfs such as /dev/shm counts as page cache), then times in a new
-process: opening and loading, the first token, and, as the limit, one page-locked copy of as many bytes.
+Writes a snapshot of random weights below --folder (a tmpfs such as /dev/shm counts as page cache) for each layout of
+--layout in turn, and deletes it again. In between two fresh processes time opening, loading and the first token,
+imports apart; the first may compile kernels. Beside them stand the limits: how fast the same files are read into memory
+of the host, without a GPU in the way, by as many threads as load them and by one for each core; a page-locked copy to
+the device; and what a plain `.to(device)` of mapped tensors reaches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from modelscope_polylm.app.bench.shapes import SHAPES, shape_config
-from modelscope_polylm.network.weights import PROJECTION, declared_shapes
+from benchmarks.loading_snapshot import LAYOUTS, stored_bytes, write_snapshot
+from benchmarks.loading_times import loading_times
+from benchmarks.own_process import run_apart
+from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.network.upload import READERS
 
-TOKENIZER = Path(__file__).parent.parent / "modelscope_polylm" / "tiny" / "tokenizer.model"
-SHARD_BYTES = 5_000_000_000
+PROCESSES = 2
 
 
-def write_snapshot(folder: Path, shape: str, layout: str) -> None:
-    """Random bf16 weights of a published shape as safetensors or .bin shards, with a small tokenizer."""
+def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The figures of each process for each layout."""
+    if arguments.read_only:
+        yield from timed_processes("as it is", arguments.folder, arguments)
+        return
+    for layout in arguments.layout:
+        folder = arguments.folder / layout
+        check_space(arguments.folder, stored_bytes(arguments.shape, layout))
+        try:
+            start = time.perf_counter()
+            write_snapshot(folder, arguments.shape, layout)
+            print(f"{layout}: written in {time.perf_counter() - start:.0f} s", flush=True)
+            yield from timed_processes(layout, folder, arguments)
+        finally:
+            if not (arguments.keep and layout == arguments.layout[-1]):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def timed_processes(layout: str, folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The same in fresh processes, one after the other."""
+    for number in range(1, PROCESSES + 1):
+        for figures in run_apart(loading_times, folder, arguments.device, arguments.threads):
+            yield {"layout": layout, "process": number, **figures}
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise OSError where the snapshot does not fit."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = shape_config(shape)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    shutil.copy(TOKENIZER, folder)
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, size in declared_shapes(config).items():
-        stored = size[::-1] if PROJECTION.fullmatch(name) else size
-        if sum(2 * math.prod(each) for each in [*shards[-1].values(), stored]) > SHARD_BYTES:
-            shards.append({})
-        shards[-1][f"transformer.{name}"] = stored
-    stem, suffix = ("model", "safetensors") if layout == "safetensors" else ("pytorch_model", "bin")
-    index = {}
-    for number, shard in enumerate(shards, 1):
-        file = folder / f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}"
-        tensors = {name: _random_tensor(size) for name, size in shard.items()}
-        save_file(tensors, file) if layout == "safetensors" else torch.save(tensors, file)
-        index.update(dict.fromkeys(shard, file.name))
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{folder} has room for {free / 1e9:.1f} GB and {needed / 1e9:.1f} GB are written: take another.")
 
 
-def _random_tensor(size: tuple[int, ...]) -> torch.Tensor:
-    """16 million random numbers, repeated: as good for timing as 14 billion, and made in seconds on a CPU."""
-    # -> size, bf16
-    count = math.prod(size)
-    drawn = torch.empty(min(count, 1 << 24), dtype=torch.bfloat16).normal_(0, 0.02)
-    return drawn.repeat(-(-count // len(drawn)))[:count].view(size).clone()
-
-
-def time_loading(folder: Path, device: str) -> None:
-    """Print the seconds of each part, imports apart."""
-    from modelscope_polylm.backends import create_backend
-    from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.snapshot import open_snapshot
-
-    target = torch.device(device)
-    torch.empty(1, device=target)  # the CUDA context counts as an import
-    start = time.perf_counter()
-    snapshot = open_snapshot(folder)
-    opened = time.perf_counter()
-    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-    backend = create_backend("native", snapshot, target, dtype)
-    if target.type == "cuda":
-        torch.cuda.synchronize()
-    loaded = time.perf_counter()
-    next(backend.stream([[5, 6, 7]], GenerationOptions.from_layers({"max_new_tokens": 2, "num_beams": 1})))
-    ready = time.perf_counter()
-    size = snapshot.config.parameters * 2
-    print(
-        f"{size / 1e9:.1f} GB: open {opened - start:.2f} s, load {loaded - opened:.2f} s "
-        f"({size / (loaded - opened) / 1e9:.1f} GB/s), first token {ready - loaded:.2f} s, in all {ready - start:.2f} s"
+def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """What is printed of a process."""
+    seconds, size = figures["seconds"], figures["bytes"]
+    rate = size / seconds["load"]
+    yield (
+        f"{figures['layout']}, process {figures['process']}, {size / 1e9:.1f} GB: open {seconds['open']:.2f} s, "
+        f"load {seconds['load']:.2f} s ({rate / 1e9:.1f} GB/s), first token {seconds['first token']:.2f} s, "
+        f"in all {sum(seconds[part] for part in ('open', 'load', 'first token')):.2f} s"
     )
-    if target.type == "cuda":
-        print(f"page-locked copy to the device: {_pinned_rate(target) / 1e9:.1f} GB/s")
+    again = seconds["load again"]
+    yield f"  load again, into memory that is allocated: {again:.2f} s ({size / again / 1e9:.1f} GB/s)"
+    for name, limit in figures["rates"].items():
+        yield f"  {name}: {limit / 1e9:.1f} GB/s, of which loading reaches {rate / limit:.0%}"
 
 
-def _pinned_rate(device: torch.device) -> float:
-    source = torch.ones(1 << 30, dtype=torch.uint8).pin_memory()
-    target = torch.empty_like(source, device=device)
-    target.copy_(source)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(4):
-        target.copy_(source, non_blocking=True)
-    torch.cuda.synchronize()
-    return 4 * source.nbytes / (time.perf_counter() - start)
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="13b")
+    parser.add_argument("--layout", type=listed, default=["safetensors"], help="safetensors, bin, or both: a,b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--keep", action="store_true", help="leave the last snapshot there, for --read-only")
+    parser.add_argument("--read-only", action="store_true", help="--folder is a snapshot: time it as it is")
+    parser.add_argument("--threads", type=lambda text: [int(part) for part in listed(text)], help="that read the files")
+    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.layout) - set(LAYOUTS):
+        parser.error(f"--layout names {', '.join(sorted(unknown))}: there are {', '.join(LAYOUTS)}")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("there is no GPU here: try the benchmark with --device cpu --shape small")
+    arguments.threads = arguments.threads or sorted({READERS, os.cpu_count() or READERS})
+    return arguments
+
+
+def listed(text: str) -> Sequence[str]:
+    """'a,b' -> ['a', 'b']."""
+    return text.split(",")
 
 
 def main() -> None:
-    """Write the snapshot and time a fresh process, twice."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="13b")
-    parser.add_argument("--layout", choices=["safetensors", "bin"], default="safetensors")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--read-only", action="store_true", help="time a snapshot that is there already")
-    arguments = parser.parse_args()
-    if arguments.read_only:
-        time_loading(arguments.folder, arguments.device)
-        return
-    write_snapshot(arguments.folder, arguments.shape, arguments.layout)
-    again = [sys.executable, "-m", "benchmarks.loading", "--read-only", "--folder", str(arguments.folder)]
-    for _ in range(2):
-        subprocess.run([*again, "--device", arguments.device], check=True)
+    """Time all layouts; print and write what is known after each process."""
+    arguments = parsed()
+    facts: dict[str, Any] = {"shape": arguments.shape, "readers": READERS, "results": []}
+    try:
+        for figures in measured(arguments):
+            print("\n".join(lines(figures)), flush=True)
+            facts["results"].append(figures)
+            if arguments.out:
+                arguments.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except (RuntimeError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,14 @@ class BackgroundEngine:
         self._end = weakref.finalize(self, _shut_down, self._loop, self._held)
 
     @property
+    def config(self) -> Any:
+        """What vLLM made of the arguments, a VllmConfig."""
+        return self._held[0].vllm_config
+
+    @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and answer together."""
-        return int(self._held[0].vllm_config.model_config.max_model_len)
+        return int(self.config.model_config.max_model_len)
 
     def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Run a coroutine in the engine's event loop; cancelling the future cancels it."""
@@ -92,9 +97,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _start(arguments: dict[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    # whole batches arrive at once, so it takes as many rows and tokens a step as `vllm.LLM` does
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
 
 
 def _shut_down(loop: asyncio.AbstractEventLoop, held: list[Any]) -> None:

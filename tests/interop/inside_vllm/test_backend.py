@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from modelscope_polylm.backends import create_backend
+from modelscope_polylm.backends.vllm_install import QUIET, SPAWN
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
@@ -179,6 +180,21 @@ def test_threads_get_what_they_would_get_alone(vllm: Any, prompts: list[list[int
     for thread in threads:
         thread.join()
     assert together == alone
+
+
+def test_vllm_knows_every_setting_that_is_made() -> None:
+    from vllm.envs import environment_variables
+
+    assert (QUIET | SPAWN).keys() <= environment_variables.keys()
+
+
+def test_a_step_takes_as_much_as_in_vllms_own_class(vllm: Any) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    # the fixture bounds the rows itself
+    tokens, _ = EngineArgs.get_batch_defaults(world_size=1)
+    assert vllm.engine.config.scheduler_config.max_num_batched_tokens == tokens[UsageContext.LLM_CLASS]
 
 
 def test_the_context_is_that_of_max_model_len(vllm: Any, snapshot: Snapshot) -> None:
