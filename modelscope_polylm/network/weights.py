@@ -13,7 +13,7 @@ from torch import Tensor
 from modelscope_polylm.errors import DeviceError, SnapshotError
 from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.upload import uploading
+from modelscope_polylm.network.upload import Upload, uploading
 from modelscope_polylm.network.weight_index import read_weight_index
 from modelscope_polylm.network.weight_problems import tensor_problems
 
@@ -80,7 +80,7 @@ class WeightFiles:
         return [*problems, *self._twice(), *tensor_problems(expected, found)]
 
     def load(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Read every declared tensor, one at a time; the host never holds more than one file beside the result.
+        """Read every declared tensor; beside the result the host holds one file, and what `network.upload` takes.
 
         Raises:
             SnapshotError: all problems of the files, a line each.
@@ -93,10 +93,10 @@ class WeightFiles:
         weights: dict[str, Tensor] = {}
         try:
             with uploading(device) as upload:
-                for name, tensor in self._read(set(declared_shapes(config))):
+                for name, tensor, moved in upload(self._read(set(declared_shapes(config)))):
                     turn = turned and PROJECTION.fullmatch(name) is not None
-                    weights[name] = place(tensor, upload(tensor), dtype, turn)
-            self._compare_head(weights["wte.weight"])
+                    weights[name] = place(tensor, moved, dtype, turn)
+                self._compare_head(weights["wte.weight"], upload)
         except torch.OutOfMemoryError as error:
             size = config.parameters * dtype.itemsize / 2**30
             text = f"{device} has no room for {size:.1f} GiB of weights: free memory or use more GPUs."
@@ -132,10 +132,10 @@ class WeightFiles:
             return shapes
         return {name: shape[::-1] if PROJECTION.fullmatch(name) else shape for name, shape in shapes.items()}
 
-    def _compare_head(self, embedding: Tensor) -> None:
+    def _compare_head(self, embedding: Tensor, upload: Upload) -> None:
         # embedding: [vocab, width]
         for _, head in self._read({HEAD}):
-            if head.shape != embedding.shape or not _equal(head, embedding):
+            if head.shape != embedding.shape or not _equal(head, embedding, upload):
                 logger.warning(
                     "%s: lm_head.weight differs from wte.weight and is not used; PolyLM's output layer is wte.weight. "
                     "If these weights were trained with an output layer of their own, answers will be wrong.",
@@ -152,13 +152,10 @@ def place(tensor: Tensor, moved: Tensor, dtype: torch.dtype, turned: bool) -> Te
     return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
 
 
-def _equal(head: Tensor, embedding: Tensor) -> bool:
+def _equal(head: Tensor, embedding: Tensor, upload: Upload) -> bool:
     # head, embedding: [vocab, width]
-    for start in range(0, len(head), HEAD_ROWS):
-        rows = head[start : start + HEAD_ROWS].to(embedding.device).to(embedding.dtype)
-        if not torch.equal(rows, embedding[start : start + HEAD_ROWS]):
-            return False
-    return True
+    blocks = zip(embedding.split(HEAD_ROWS), head.split(HEAD_ROWS), strict=True)
+    return all(torch.equal(moved.to(embedding.dtype), expected) for expected, _, moved in upload(blocks))
 
 
 def _file_problem(file: CheckpointFile) -> str | None:
