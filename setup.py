@@ -49,6 +49,7 @@ setup(
         "sentencepiece>=0.2",
         "accelerate>=1.0",
         "safetensors>=0.4",
+        "numpy>=1.26",
         "typer>=0.20",  # names the nearest command
         "rich>=13",  # bars and colours; typer needs it, too
         "prompt_toolkit>=3.0",  # `polylm chat`; no extra, as it is small, and a first chat should not ask for one

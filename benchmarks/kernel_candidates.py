@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.kernel_setting import PRODUCTS, Setting, Shape
-from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig, VectorConfig, choose_attention
+from modelscope_polylm.network.kernels.configs import (
+    AttentionConfig,
+    MatrixConfig,
+    PrefillAttentionConfig,
+    VectorConfig,
+    choose_attention,
+)
 
-Config = VectorConfig | MatrixConfig | AttentionConfig
+Config = VectorConfig | MatrixConfig | AttentionConfig | PrefillAttentionConfig
 SHARED_MEMORY = 200_000
 
 
@@ -43,6 +49,14 @@ def attention_sweep(setting: Setting, rows: int, group: int) -> list[Config]:
     blocks = ((16, 2), (32, 4), (64, 4), (64, 8)) if group == 1 else ((32, 4), (64, 4), (64, 8), (128, 8))
     cuts = sorted({max(1, splits // 2), splits, min(32, 2 * splits)})
     return [AttentionConfig(block, warps, cut) for (block, warps), cut in itertools.product(blocks, cuts)]
+
+
+def prefill_attention_sweep(setting: Setting) -> list[Config]:
+    """For the attention of whole prompts timed alone."""
+    if setting.device.type == "cpu":
+        return [PrefillAttentionConfig(32, 16, 4, 1)]
+    blocks = ((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3))
+    return [PrefillAttentionConfig(*block) for block in blocks]
 
 
 def output_sweep(setting: Setting, rows: int) -> list[Config]:

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernel_candidates import Config, attention_sweep, output_sweep, product_sweep
+from benchmarks.kernel_candidates import Config, attention_sweep, output_sweep, prefill_attention_sweep, product_sweep
 from benchmarks.kernel_setting import Setting
-from modelscope_polylm.network.kernels import attention, layer_norm, linear, output
+from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.output import OutputLayer
+from modelscope_polylm.generation.rows import Request, Rows
+from modelscope_polylm.network.kernels import attention, layer_norm, linear, output, prefill_attention
 
 Calls = list[Callable[[], Any]]
 
@@ -101,7 +105,50 @@ def logits_case(setting: Setting, rows: int) -> Case:
     )
 
 
+def prefill_attention_case(setting: Setting, prompts: int, length: int) -> Case:
+    """Attention of whole prompts, keys and values written to the cache."""
+    shape, tokens = setting.shape, prompts * length
+    size = 12 * tokens * shape.width
+    sets = [setting.random(tokens, 3 * shape.width) for _ in setting.copies(size)]
+    slots = torch.arange(tokens, device=setting.device)
+    kept = (slots, *(setting.random(shape.heads, tokens, shape.head_width) for _ in range(2)))
+    return Case(
+        f"prefill attention {prompts} x {length}",
+        size,
+        lambda config: [
+            lambda q=q: prefill_attention.prefill_attention(q, prompts, shape.heads, kept, config) for q in sets
+        ],
+        prefill_attention_sweep(setting),
+    )
+
+
+class FixedOutput(OutputLayer):
+    """An output layer that has found its best tokens already: what is timed is the choice among the beams."""
+
+    def __init__(self, setting: Setting, rows: int, count: int) -> None:
+        super().__init__(setting.random(1, 1), setting.shape.vocab)
+        scores = -setting.random(rows, count, dtype=torch.float32).abs()
+        self.found = scores, scores, torch.randint(3, setting.shape.vocab, (rows, count), device=setting.device)
+
+    def best(self, hidden: torch.Tensor, rows: Rows, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.found
+
+
+def beams_case(setting: Setting, prompts: int, beams: int) -> Case:
+    """The choice among the beams of some prompts, 128 tokens behind each."""
+    rows = Rows(prompts, beams, 2048, setting.device)
+    rows.begin([Request([5] * 32, 256)] * prompts)
+    options = GenerationOptions(num_beams=beams, early_stopping=True)
+    ends = torch.tensor([2], device=setting.device)
+    search = BeamSearch(rows, FixedOutput(setting, prompts * beams, 2 * beams), ends, options)
+    search.begin()
+    rows.lengths += 128
+    hidden = setting.random(1, 1)
+    size = prompts * beams * (2 * beams * 12 + 2 * 4 * 128)
+    return Case(f"choice among {prompts} x {beams} beams", size, lambda _: [lambda: search.select(hidden)] * 20)
+
+
 CASES: dict[str, Callable[..., Case]] = {
     "product": product_case, "norm": norm_case, "attention": attention_case, "output": output_case,
-    "logits": logits_case,
+    "logits": logits_case, "prefill attention": prefill_attention_case, "beams": beams_case,
 }  # fmt: skip

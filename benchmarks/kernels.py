@@ -1,6 +1,7 @@
-"""Checks and times the kernels of one decode step.
+"""Checks and times the kernels of one decode step, and of prefill.
 
     python -m benchmarks.kernels [--rows 1,4,16,64] [--shape 13b|1.7b] [--context 192] [--quick] [--sweep] [--out DIR]
+    python -m benchmarks.kernels --prefill [--sweep]
 
 Times are medians of replayed graphs over memory far larger than the L2 cache; the number behind TB/s is the fraction of
 the read bandwidth that a large matrix-vector product reaches in the same run. `--interpret` runs everything on tiny
@@ -68,6 +69,15 @@ def extra_specs(rows: int) -> list[Spec]:
     return specs
 
 
+def prefill_specs(interpret: bool) -> list[Spec]:
+    """Cases of prefill, and of the choice among beams, which both do without a number of rows."""
+    prompts, beams = ((2, 20),), ((2, 3),)
+    if not interpret:
+        prompts, beams = ((1, 300), (1, 1920), (4, 2000), (64, 128)), ((1, 2), (1, 4), (16, 4), (1, 8))
+    norms = [("norm", count * length) for count, length in prompts]
+    return [*(("prefill attention", *each) for each in prompts), *norms, *(("beams", *each) for each in beams)]
+
+
 def key_of(spec: Spec) -> str:
     """Name under which the chain looks for the best configuration."""
     return str(spec[1] if spec[0] == "product" else spec[0])
@@ -126,6 +136,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", default="13b", choices=sorted(SHAPES))
     parser.add_argument("--context", type=int, default=192, help="cached tokens of every row")
     parser.add_argument("--quick", action="store_true", help="no checks and no single operations: the chain alone")
+    parser.add_argument("--prefill", action="store_true", help="only the kernels of prefill and of beam search")
     parser.add_argument("--sweep", action="store_true", help="try many configurations")
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--interpret", action="store_true", help="tiny shapes on a CPU, under Triton's interpreter")
@@ -133,43 +144,61 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def time_prefill(run: Run, options: argparse.Namespace) -> None:
+    """The kernels of prefill and the choice among beams."""
+    if not options.skip_checks:
+        run.attempt("checks", lambda: run_checks(run))
+    run.attempt("bandwidth", lambda: measure_bandwidth(run))
+    for spec in prefill_specs(options.interpret):
+        time_case(run, spec, options.sweep)
+
+
+def time_step(run: Run, options: argparse.Namespace) -> None:
+    """The kernels of a decode step, alone and in chains of layers."""
+    rows = [int(number) for number in options.rows.split(",")]
+    context = 20 if options.interpret else options.context
+    specs = [spec for count in rows for spec in specs_of(count, context)]
+    extras = [spec for count in rows for spec in extra_specs(count)] if not options.quick else []
+    if not options.interpret:
+        run.attempt("parallel compilation", lambda: compile_ahead(run.setting, specs, options.sweep))
+    if not options.quick and not options.skip_checks:
+        run.attempt("checks", lambda: run_checks(run))
+    run.attempt("bandwidth", lambda: measure_bandwidth(run))
+    for spec in specs if not options.quick or options.sweep else []:
+        time_case(run, spec, options.sweep)
+    for spec in extras if not options.interpret else []:
+        time_case(run, spec, False)
+    chain = Chain.random(run.setting)
+    for count in rows:
+        run.attempt(f"chain {count}", partial(time_chain, run, chain, count, context, options.sweep))
+
+
+def write_results(run: Run, options: argparse.Namespace) -> None:
+    """Write kernels.json to the folder of --out."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    document = {
+        "options": {key: str(value) for key, value in vars(options).items()},
+        "limit TB/s": run.bandwidth / 1e12,
+        "best": {key: str(config) for key, config in run.best.items()},
+        "results": run.results,
+    }
+    (options.out / "kernels.json").write_text(json.dumps(document, indent=1))
+
+
 def main() -> None:
     options, start = parse_arguments(), time.perf_counter()
     if options.interpret and not use_interpreter():
         raise SystemExit("Triton's interpreter is not available: install triton and start a fresh process.")
-    rows = [int(number) for number in options.rows.split(",")]
     device = torch.device("cpu" if options.interpret else "cuda:0")
     shape = SHAPES["tiny" if options.interpret else options.shape]
-    context = 20 if options.interpret else options.context
     setting = Setting(shape, device, torch.float16 if options.interpret else torch.bfloat16)
     run = Run(setting, "triton" if options.interpret else "auto")
     if not options.interpret:
         print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
     with torch.inference_mode(), kernel_settings(run.mode):
-        specs = [spec for count in rows for spec in specs_of(count, context)]
-        extras = [spec for count in rows for spec in extra_specs(count)] if not options.quick else []
-        if not options.interpret:
-            run.attempt("parallel compilation", lambda: compile_ahead(setting, specs, options.sweep))
-        if not options.quick and not options.skip_checks:
-            run.attempt("checks", lambda: run_checks(run))
-        run.attempt("bandwidth", lambda: measure_bandwidth(run))
-        for spec in specs if not options.quick or options.sweep else []:
-            time_case(run, spec, options.sweep)
-        for spec in extras if not options.interpret else []:
-            time_case(run, spec, False)
-        chain = Chain.random(setting)
-        for count in rows:
-            run.attempt(f"chain {count}", partial(time_chain, run, chain, count, context, options.sweep))
+        (time_prefill if options.prefill else time_step)(run, options)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        best = {key: str(config) for key, config in run.best.items()}
-        document = {
-            "options": {key: str(value) for key, value in vars(options).items()},
-            "limit TB/s": run.bandwidth / 1e12,
-            "best": best,
-            "results": run.results,
-        }
-        (options.out / "kernels.json").write_text(json.dumps(document, indent=1))
+        write_results(run, options)
     print(f"finished in {time.perf_counter() - start:.0f} s", flush=True)
 
 
