@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer, is_one_of, scalar
+from modelscope_polylm.generation.output import OutputLayer, is_one_of
 from modelscope_polylm.generation.rows import Rows
 from modelscope_polylm.network.kernels.dispatch import uses_triton
 
@@ -58,7 +58,7 @@ class BeamSearch:
     def begin(self) -> None:
         """Start a new batch: only the first beam of a prompt counts, for all are equal."""
         lengths = torch.arange(len(self.divisors), dtype=torch.float64, device=self.divisors.device)
-        self.divisors.copy_(lengths ** scalar(self.length_penalty, lengths.device).double())
+        self.divisors.copy_(lengths**self.length_penalty)
         self.running_scores.fill_(IMPOSSIBLE)
         self.running_scores[:, 0] = 0
         self.finished.zero_()
@@ -134,7 +134,7 @@ class BeamSearch:
             now, limit = (length + self._of_prompt(self.rows.prompt_lengths) for length in (now, limit))
         if self.early_stopping != "never":
             return self.divisors[now]
-        # scores are below zero
+        # scores are below zero, so the larger divisor is the better one
         return torch.maximum(self.divisors[now], self.divisors[limit])
 
     def _note_done(self, at_limit: Tensor, best_score: Tensor) -> None:
