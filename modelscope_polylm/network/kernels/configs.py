@@ -1,7 +1,8 @@
 """Block shapes of the kernels, from small tables; nothing is tuned at run time.
 
 The 16-bit choices come from `python -m benchmarks.kernel_tuning` on an NVIDIA H200 with the 13B shape: they are those
-that made a whole captured step fast, which are not always those that are fastest alone (benchmarks/RESULTS.md).
+that made a whole captured step fast, which are not always those that are fastest alone (benchmarks/RESULTS.md). Cards
+with less shared memory take fewer stages of the same blocks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from modelscope_polylm.network.kernels.dispatch import multiprocessors
+from modelscope_polylm.network.kernels.dispatch import multiprocessors, shared_memory
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class MatrixConfig:
     stages: int
     parts: int = 1
     swap: bool = False  # weights as the left operand
+
+    def shared_bytes(self, rows: int) -> int:
+        """What the pipelined reads of weights and inputs keep in shared memory, in 16 bits."""
+        block_m = max(16, 1 << (rows - 1).bit_length())
+        return self.stages * (self.block_n + block_m) * self.block_k * 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig | None], ...]] = {
 MIN_PART = 1024
 
 
-def choose_linear(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> VectorConfig | MatrixConfig | None:
+def choose_linear(
+    rows: int, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
+) -> VectorConfig | MatrixConfig | None:
     """The kernel for x [rows <= 64, inputs] @ weight [outputs, inputs]; None where the library product is as good."""
     if dtype == torch.float32:
         return VectorConfig(block_n=4, block_k=512, warps=4) if rows <= 8 else None
@@ -86,7 +94,16 @@ def choose_linear(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> V
         return VectorConfig(block_n=4, block_k=1024, warps=4)
     table = MATRIX_CONFIGS[_projection(outputs, inputs)]
     config = next(config for most, config in table if rows <= most)
-    return config and replace(config, parts=_parts(inputs, config.parts))
+    return config and _fitting(replace(config, parts=_parts(inputs, config.parts)), rows, device)
+
+
+def _fitting(config: MatrixConfig, rows: int, device: torch.device) -> MatrixConfig:
+    room = shared_memory(device)
+    while config.shared_bytes(rows) > room and config.stages > 2:
+        config = replace(config, stages=config.stages - 1)
+    while config.shared_bytes(rows) > room:
+        config = replace(config, block_k=config.block_k // 2)
+    return config
 
 
 def _projection(outputs: int, inputs: int) -> str:
@@ -120,12 +137,11 @@ def choose_prefill_attention() -> PrefillAttentionConfig:
     return PrefillAttentionConfig(64, 64, warps=4, stages=3)
 
 
-def choose_output(rows: int, top: int, dtype: torch.dtype) -> VectorConfig | MatrixConfig | None:
+def choose_output(rows: int, top: int, dtype: torch.dtype, device: torch.device) -> VectorConfig | MatrixConfig | None:
     """The kernel for hidden [rows, D] @ embedding [V, D]; a tile holds many more tokens than it keeps."""
     if dtype == torch.float32:
         return VectorConfig(block_n=16, block_k=256, warps=4) if rows <= 4 else None
     if rows == 1 and top == 1:
         return VectorConfig(block_n=8, block_k=1024, warps=4)
-    if rows <= 32:
-        return MatrixConfig(128, 128, 4, stages=4, swap=True)
-    return MatrixConfig(128, 64, 8, stages=4, swap=True)
+    blocks = (128, 128, 4) if rows <= 32 else (128, 64, 8)
+    return _fitting(MatrixConfig(*blocks, stages=4, swap=True), rows, device)

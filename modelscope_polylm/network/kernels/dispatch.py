@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def uses_triton(*tensors: Tensor) -> bool:
 def multiprocessors(device: torch.device) -> int:
     """Number of streaming multiprocessors; 4 on a CPU, where only the interpreter asks."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have: 227 KiB on an H100, 99 KiB on a GeForce, no limit on a CPU."""
+    if device.type != "cuda":
+        return sys.maxsize
+    found = torch.cuda.get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
 
 @functools.cache

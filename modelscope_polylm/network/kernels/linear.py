@@ -43,7 +43,7 @@ def _choose(x: Tensor, weight: Tensor, bias: Tensor, config: Config | None) -> C
     supported = uses_triton(x, weight, bias) and 1 <= rows <= MAX_ROWS and inputs % 16 == 0
     if not supported:
         return None
-    return config or choose_linear(rows, weight.shape[0], inputs, weight.dtype)
+    return config or choose_linear(rows, weight.shape[0], inputs, weight.dtype, weight.device)
 
 
 def _run(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, add: bool, config: Config) -> None:

@@ -37,7 +37,7 @@ def _choose(hidden: Tensor, embedding: Tensor, top: int, config: Config | None) 
     rows, inputs = hidden.shape
     if not uses_triton(hidden, embedding) or not 1 <= rows <= MAX_ROWS or inputs % 16 or top > MAX_TOP:
         return None
-    return config or choose_output(rows, top, embedding.dtype)
+    return config or choose_output(rows, top, embedding.dtype, embedding.device)
 
 
 def output_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: Config | None = None) -> Tensor:

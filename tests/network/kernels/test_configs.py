@@ -7,7 +7,9 @@ from modelscope_polylm.network.kernels import configs
 from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import MAX_ROWS
 
-SHARED_MEMORY = 227 * 1024  # bytes that one program may have, compute capability 9.0
+CPU = torch.device("cpu")
+# bytes of shared memory that one program may have
+CARDS = {"H100": 227 << 10, "A100": 163 << 10, "GeForce": 99 << 10, "T4": 64 << 10}
 WIDTHS = {"13b": 5120, "1.7b": 2048, "tiny": 64}
 
 
@@ -20,23 +22,24 @@ def projections(width):
     }
 
 
-def shared_bytes(config, rows):
-    """What the pipelined loads of both operands keep in shared memory, in a 16-bit dtype."""
-    block_m = max(16, 1 << (rows - 1).bit_length())
-    return config.stages * (config.block_n + block_m) * config.block_k * 2
+@pytest.fixture(params=CARDS.values(), ids=CARDS)
+def room(request, monkeypatch):
+    monkeypatch.setattr(configs, "shared_memory", lambda device: request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_every_row_count_has_a_projection_kernel_that_fits(width):
+def test_every_row_count_has_a_projection_kernel_that_fits(width, room):
     for rows in range(1, MAX_ROWS + 1):
         for name, (outputs, inputs) in projections(width).items():
-            config = configs.choose_linear(rows, outputs, inputs, torch.bfloat16)
+            config = configs.choose_linear(rows, outputs, inputs, torch.bfloat16, CPU)
             if name == "mlp.c_proj" and rows > 32:
                 assert config is None
                 continue
             assert isinstance(config, VectorConfig if rows <= 2 else MatrixConfig)
             if isinstance(config, MatrixConfig):
-                assert shared_bytes(config, rows) <= SHARED_MEMORY, f"{name}, {rows} rows"
+                assert config.shared_bytes(rows) <= room, f"{name}, {rows} rows"
+                assert config.stages >= 2 and config.block_k >= 32
                 assert config.parts == 1 or inputs // config.parts >= configs.MIN_PART
 
 
@@ -56,12 +59,26 @@ def test_every_row_count_has_a_projection_kernel_that_fits(width):
     ],
 )
 def test_projections_are_told_apart_by_their_proportions(name, rows, expected):
-    assert configs.choose_linear(rows, *projections(5120)[name], torch.float16) == expected
+    assert configs.choose_linear(rows, *projections(5120)[name], torch.float16, CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("card", "rows", "expected"),
+    [
+        ("H100", 4, MatrixConfig(64, 128, 4, 6, swap=True)),
+        ("GeForce", 4, MatrixConfig(64, 128, 4, 4, swap=True)),
+        ("GeForce", 64, MatrixConfig(64, 128, 4, 3, swap=True)),
+        ("T4", 64, MatrixConfig(64, 128, 4, 2, swap=True)),
+    ],
+)
+def test_less_shared_memory_takes_fewer_stages(card, rows, expected, monkeypatch):
+    monkeypatch.setattr(configs, "shared_memory", lambda device: CARDS[card])
+    assert configs.choose_linear(rows, *projections(5120)["attn.c_proj"], torch.bfloat16, CPU) == expected
 
 
 @pytest.mark.parametrize(("inputs", "parts"), [(8192, 4), (4096, 4), (4095, 2), (2048, 2), (2047, 1)])
 def test_parts_of_a_product_keep_enough_inputs(inputs, parts):
-    config = configs.choose_linear(4, inputs // 4, inputs, torch.bfloat16)
+    config = configs.choose_linear(4, inputs // 4, inputs, torch.bfloat16, CPU)
     assert isinstance(config, MatrixConfig) and config.parts == parts
 
 
@@ -82,15 +99,15 @@ def test_attention_fills_the_card(groups, group, dtype, expected, monkeypatch):
 
 
 @pytest.mark.parametrize("rows", range(1, MAX_ROWS + 1))
-def test_output_layer_fits_and_keeps_fewer_tokens_than_it_makes(rows):
+def test_output_layer_fits_and_keeps_fewer_tokens_than_it_makes(rows, room):
     for top in (1, 16):
-        config = configs.choose_output(rows, top, torch.bfloat16)
+        config = configs.choose_output(rows, top, torch.bfloat16, CPU)
         assert config is not None and config.block_n >= top
-        assert isinstance(config, VectorConfig) or shared_bytes(config, rows) <= SHARED_MEMORY
+        assert isinstance(config, VectorConfig) or config.shared_bytes(rows) <= room
 
 
 def test_fp32_takes_multiply_adds_for_few_rows_and_the_library_for_more():
     for rows, expected in ((8, VectorConfig(4, 512, 4)), (9, None)):
-        assert configs.choose_linear(rows, 5120, 5120, torch.float32) == expected
-    assert configs.choose_output(4, 8, torch.float32) == VectorConfig(16, 256, 4)
-    assert configs.choose_output(5, 8, torch.float32) is None
+        assert configs.choose_linear(rows, 5120, 5120, torch.float32, CPU) == expected
+    assert configs.choose_output(4, 8, torch.float32, CPU) == VectorConfig(16, 256, 4)
+    assert configs.choose_output(5, 8, torch.float32, CPU) is None

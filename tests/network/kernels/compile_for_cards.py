@@ -1,4 +1,4 @@
-"""Compiles the kernels of a decode step for compute capability 9.0 on a machine without a GPU: a program of its own."""
+"""Compiles the kernels for cards that this machine does not have, and checks that they fit: a program of its own."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from modelscope_polylm.network.kernels.linear import linear, linear_add_
 from modelscope_polylm.network.kernels.output import output_best, output_logits
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
-SHARED_MEMORY = 227 * 1024
+# compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50
+CARDS = {90: 227, 80: 163, 86: 99, 89: 99, 120: 99}
 compiled: list[str] = []
 
 
-class Hopper:
+class Card:
     """Enough of a Triton driver to compile, not to launch."""
 
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        # a kernel is compiled once for each device
+        return self.capability
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -45,9 +50,12 @@ def compile_only(kernel: JITFunction, grid: Any) -> Callable[..., None]:
 
     def launch(*arguments: Any, **options: Any) -> None:
         binary = kernel.warmup(*arguments, grid=grid, **options)
-        assert binary.metadata.shared <= SHARED_MEMORY, f"{kernel.__name__}: {binary.metadata.shared} bytes shared"
-        assert "griddepcontrol.wait" in binary.asm["ptx"], f"{kernel.__name__} does not wait for the kernel before it"
-        compiled.append(kernel.__name__)
+        capability = driver.active.capability
+        label = f"{kernel.__name__} for {capability}"
+        assert binary.metadata.shared <= CARDS[capability] << 10, f"{label}: {binary.metadata.shared} bytes shared"
+        waits = "griddepcontrol.wait" in binary.asm["ptx"]
+        assert waits == (capability >= 90), f"{label}: waits for the kernel before it: {waits}"
+        compiled.append(label)
 
     return launch
 
@@ -87,18 +95,25 @@ def compile_beam_step(beams: int, rules: str, early_stopping: bool | str, vocab:
     BeamSearch(rows, output, torch.zeros(1, dtype=torch.int64), options).select(zeros(beams, 128))
 
 
+def compile_all(capability: int) -> None:
+    """Every kernel with the block shapes that this card takes."""
+    driver.set_active(Card(capability))
+    order_triton.overlaps = lambda device: capability >= 90
+    configs.shared_memory = lambda device: CARDS[capability] << 10
+    # each number of rows has block shapes of its own
+    for rows, group in ((1, 1), (4, 4), (16, 1), (32, 4), (64, 1)):
+        compile_step(rows, group)
+    compile_prefill()
+    for beams in (4, 8):
+        compile_beam_step(beams, "4.31", True)
+        compile_beam_step(beams, "5", "never")
+
+
 if __name__ == "__main__":
-    driver.set_active(Hopper())
     JITFunction.__getitem__ = compile_only
-    order_triton.overlaps = lambda device: True
     configs.multiprocessors = lambda device: 132
     with kernel_settings("triton"):
-        # each number of rows has block shapes of its own
-        for rows, group in ((1, 1), (4, 4), (16, 1), (32, 4), (64, 1)):
-            compile_step(rows, group)
-        compile_prefill()
-        for beams in (4, 8):
-            compile_beam_step(beams, "4.31", True)
-            compile_beam_step(beams, "5", "never")
+        for card in CARDS:
+            compile_all(card)
     print(len(compiled), "kernels compiled")
     sys.exit(0)
