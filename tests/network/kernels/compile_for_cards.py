@@ -23,8 +23,9 @@ from modelscope_polylm.network.kernels.linear import linear, linear_add_
 from modelscope_polylm.network.kernels.output import output_best, output_logits
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
-# compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50
-CARDS = {90: 227, 80: 163, 86: 99, 89: 99, 120: 99}
+# compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50, T4
+CARDS = {90: 227, 80: 163, 86: 99, 89: 99, 120: 99, 75: 64}
+WITHOUT_BFLOAT16 = (75,)
 compiled: list[str] = []
 
 
@@ -61,7 +62,8 @@ def compile_only(kernel: JITFunction, grid: Any) -> Callable[..., None]:
 
 
 def zeros(*size: int) -> torch.Tensor:
-    return torch.zeros(*size, dtype=torch.bfloat16)
+    without = driver.active.capability in WITHOUT_BFLOAT16
+    return torch.zeros(*size, dtype=torch.float16 if without else torch.bfloat16)
 
 
 def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> None:
