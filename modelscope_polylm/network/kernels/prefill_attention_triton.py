@@ -39,8 +39,11 @@ def prefill_attention_kernel(
     WIDTH: tl.constexpr = HEADS * HEAD
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
-    head, row = tl.program_id(1) % HEADS, tl.program_id(1) // HEADS * length
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    # one dimension: the others of a grid end at 65,535, which the heads of many short prompts pass
+    blocks = tl.cdiv(length, BLOCK_M)
+    pair = tl.program_id(0) // blocks
+    head, row = pair % HEADS, pair // HEADS * length
+    first = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
     column = head * HEAD
     q, d = first + tl.arange(0, BLOCK_M), tl.arange(0, HEAD)[None, :]
     query = queries.load([row + first, column])
@@ -73,7 +76,7 @@ def launch_prefill_attention(
     # qkv: [T, 3D], out: [T, D]
     length, head = qkv.shape[0] // prompts, out.shape[1] // heads
     slots, keys, values = (qkv, out[None], out[None]) if kept is None else kept
-    prefill_attention_kernel[(triton.cdiv(length, config.block_m), prompts * heads)](
+    prefill_attention_kernel[(triton.cdiv(length, config.block_m) * prompts * heads,)](
         TensorDescriptor.from_tensor(qkv, [config.block_m, head]),
         TensorDescriptor.from_tensor(qkv, [config.block_n, head]),
         slots, keys, values, out, length, keys.shape[1] * head, 1.4426950408889634 / head**0.5,

@@ -55,7 +55,7 @@ def test_keys_and_values_stand_in_their_slots(shape, mode, device, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("prompts", "length"), [(1, 1920), (1, 1), (3, 129), (2, 700)])
+@pytest.mark.parametrize(("prompts", "length"), [(1, 1920), (1, 1), (3, 129), (2, 700), (20000, 1)])
 def test_default_blocks_on_a_device(prompts, length):
     with kernel_settings("triton"):
         qkv = random(prompts * length, 3 * 4 * 128, dtype=torch.bfloat16, device=torch.device("cuda"))
