@@ -69,7 +69,8 @@ class CheckpointFile:
         for name in list(stored):
             tensor = stored.pop(name)
             if name in wanted:
-                yield name, tensor
+                # some files hold parameters, which would record what is done with them
+                yield name, tensor.detach()
 
     def _check_start(self) -> None:
         if not self.path.is_file():

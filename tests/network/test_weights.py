@@ -56,6 +56,18 @@ def test_older_pickle(random_snapshot: Path, tmp_path: Path, expected: dict[str,
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load(tmp_path).items())
 
 
+def test_parameters_are_taken_as_plain_tensors(
+    random_snapshot: Path, tmp_path: Path, expected: dict[str, Tensor]
+) -> None:
+    tensors = torch.load(random_snapshot / "pytorch_model.bin", weights_only=True)
+    (tmp_path / "config.json").write_text((random_snapshot / "config.json").read_text())
+    parameters = {name: torch.nn.Parameter(tensor, tensor.is_floating_point()) for name, tensor in tensors.items()}
+    torch.save(parameters, tmp_path / "pytorch_model.bin")
+    for name, tensor in load(tmp_path).items():
+        assert not tensor.requires_grad
+        assert torch.equal(tensor, expected[name])
+
+
 @pytest.mark.parametrize("layout", ["bin", "safetensors-sharded"])
 def test_linear_layout_is_not_turned(tmp_path: Path, expected: dict[str, Tensor], layout: str) -> None:
     folder = build_snapshot(tmp_path, layout)
