@@ -145,9 +145,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def time_prefill(run: Run, options: argparse.Namespace) -> None:
-    """The kernels of prefill and the choice among beams."""
-    if not options.skip_checks:
-        run.attempt("checks", lambda: run_checks(run))
+    """The kernels of prefill and the choice among beams; the tests check them."""
     run.attempt("bandwidth", lambda: measure_bandwidth(run))
     for spec in prefill_specs(options.interpret):
         time_case(run, spec, options.sweep)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.vllm_engines import ENGINES, Contender, Prompts, benchmark_snapshot
 from modelscope_polylm.backends.placement import choose_device
-from modelscope_polylm.backends.vllm_install import import_vllm, installed_version
+from modelscope_polylm.backends.vllm_install import SPAWN, import_vllm, installed_version
 
 WARM_UP_ROUNDS = 2
 
@@ -36,7 +36,8 @@ class Setting:
 def measured_engine(name: str, setting: Setting) -> Iterator[dict[str, Any]]:
     """Start an engine of ENGINES. Yields what it is, then its times for each number of rows."""
     # on a CPU, too: a forked engine would keep the pipe of its parent open
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    for variable, value in SPAWN.items():
+        os.environ.setdefault(variable, value)
     target = choose_device(setting.device)
     start = time.perf_counter()
     import_vllm()

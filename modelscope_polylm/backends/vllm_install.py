@@ -16,6 +16,7 @@ VERSIONS = f">={OLDEST[0]}.{OLDEST[1]},<{NEWEST[0]}.{NEWEST[1] + 1}"
 
 # Read by vLLM when it is imported. The first keeps stdout for answers; the last sends nothing anywhere.
 QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+
 # asking PyTorch whether there is a GPU, as ModelScope does, makes CUDA unusable in a forked process
 SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 

@@ -55,6 +55,7 @@ class Rows:
         self.limits = torch.ones(rows, dtype=torch.int32, device=device)
         self.minimums = torch.zeros(rows, dtype=torch.int32, device=device)
         self.finished = torch.ones(rows, dtype=torch.bool, device=device)
+        # where the lengths end; kept, so that a step need not sum it up
         self._last_lengths = torch.ones(rows, dtype=torch.int32, device=device)
         self._every_position = torch.arange(positions, device=device)
 

@@ -65,19 +65,19 @@ class Decoder:
         positions = torch.arange(length, device=tokens.device).repeat(prompts)
         residual = self._embed(tokens.reshape(-1), positions)
         chosen = None if last is None else torch.arange(prompts, device=tokens.device) * length + last
-        result = self._prefill_layers(residual, prompts, slots, cache, chosen)
+        result = self._prefill_layers(residual, prompts, None if slots is None else slots.reshape(-1), cache, chosen)
         return result.view(prompts, length, -1) if last is None else result
 
     def _prefill_layers(
         self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, chosen: Tensor | None
     ) -> Tensor:
-        # residual: [prompts * length, width] fp32 -> [n, width], those that are chosen in the last layer, or all
+        # residual: [tokens, width] fp32, slots: [tokens] -> [n, width], those that are chosen in the last layer, or all
         # the residual stream leaves out the projections' biases, whose sum so far each LayerNorm adds
         epsilon, heads = self.config.epsilon, self.config.heads
         for layer, weights in enumerate(self._layers):
-            before_attention, before_mlp = self._bias_sums[2 * layer : 2 * layer + 2]
+            before_attention, before_mlp = self._bias_sums[2 * layer], self._bias_sums[2 * layer + 1]
             qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, before_attention), *weights.c_attn)
-            kept = None if cache is None or slots is None else (slots.reshape(-1), *cache.layer(layer))
+            kept = None if cache is None or slots is None else (slots, *cache.layer(layer))
             mixed = prefill_attention(qkv, prompts, heads, kept)
             if chosen is not None and layer == self.config.layers - 1:
                 mixed, residual = mixed[chosen], residual[chosen]
@@ -128,7 +128,7 @@ class _LayerWeights:
         self.c_fc, self.mlp_c_proj = pair("mlp.c_fc"), pair("mlp.c_proj")
 
 
-def _bias_sums(layers: list[_LayerWeights]) -> Tensor:
-    # -> [2 * layers + 1, width] fp32, the sum of what the projections' biases have added before each LayerNorm
+def _bias_sums(layers: list[_LayerWeights]) -> tuple[Tensor, ...]:
+    # -> [width] fp32 for each LayerNorm, the sum of what the projections' biases have added before it
     biases = [bias for weights in layers for bias in (weights.attn_c_proj[1], weights.mlp_c_proj[1])]
-    return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0)
+    return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0).unbind()

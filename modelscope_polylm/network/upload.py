@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import itertools
 import threading
 from collections import deque
@@ -109,24 +110,33 @@ class PinnedWay:
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)
-        self._buffers = itertools.cycle([self._new_buffer() for _ in range(BUFFERS)])
+        self._buffers = itertools.cycle([_Buffer.new() for _ in range(BUFFERS)])
 
     def send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
-        """Copy bytes into a buffer, and have the GPU fetch them once `ready`; returns when it has them."""
+        """Copy bytes into a buffer, and have the GPU fetch them once `ready`; gives the event that it has them."""
         # source: [bytes] on the host, target: [bytes] on the device
-        buffer, fetched = next(self._buffers)
-        fetched.synchronize()
-        part = buffer[: len(source)]
+        buffer = next(self._buffers)
+        buffer.fetched.synchronize()
+        part = buffer.memory[: len(source)]
         # torch's copy would start a team of threads in every reader
         numpy.copyto(part.numpy(), source.numpy())
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             target.copy_(part, non_blocking=True)
-            fetched.record(self._stream)
-            arrived = torch.cuda.Event()
-            arrived.record(self._stream)
-        return arrived
+            # a new one each time: the present one may still be waited for elsewhere
+            buffer.fetched = torch.cuda.Event()
+            buffer.fetched.record(self._stream)
+        return buffer.fetched
 
-    @staticmethod
-    def _new_buffer() -> tuple[Tensor, torch.cuda.Event]:
-        return torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+
+@dataclasses.dataclass
+class _Buffer:
+    """Page-locked memory, and the event behind which the GPU no longer reads it."""
+
+    memory: Tensor
+    fetched: torch.cuda.Event
+
+    @classmethod
+    def new(cls) -> _Buffer:
+        """An unused one."""
+        return cls(torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())

@@ -14,6 +14,7 @@ from modelscope_polylm.network.gpt2 import Decoder
 from tests.generation.models import TURNED, engine_of, generate
 from tests.generation.random_gpt2 import END_TOKENS, PROMPTS, random_model
 from tests.generation.test_parity import TABLE, options_of, reference
+from tests.network.kernels.random_tensors import relative_error
 
 pytestmark = pytest.mark.gpu
 WIDE = {"width": 5120, "heads": 40, "layers": 4, "vocabulary": 3000, "scale": 0.02}
@@ -50,7 +51,10 @@ def test_other_lengths_and_values_are_not_captured_again(pair, monkeypatch):
         generate(engine, [prompt], **{**first, "max_new_tokens": length, "length_penalty": 1.7})
 
 
-@pytest.mark.parametrize("layers", [10, 40])
+NOT_REACHED = pytest.mark.xfail(raises=AssertionError, strict=True, reason="0.582 on an H100: benchmarks/RESULTS.md")
+
+
+@pytest.mark.parametrize("layers", [pytest.param(10, marks=NOT_REACHED), 40])
 def test_error_of_bf16_logits_beside_that_of_transformers(layers):
     """The 13B shape over 512 given positions, and its first 10 layers, where the residual stream rounds less often."""
     model = initial_model(layers)
@@ -61,7 +65,7 @@ def test_error_of_bf16_logits_beside_that_of_transformers(layers):
         decoder = decoder_of(model)
         error["ours"] = relative_error(decoder.prefill(ids)[0].float() @ decoder.embedding.float().t(), exact)
     print(f"{layers} layers, relative error of bf16 logits: {error}, ratio {error['ours'] / error['theirs']:.3f}")
-    assert error["ours"] <= (0.5 if layers == 40 else 0.65) * error["theirs"]
+    assert error["ours"] <= 0.5 * error["theirs"]
 
 
 def initial_model(layers: int) -> GPT2LMHeadModel:
@@ -92,8 +96,3 @@ def decoder_of(model: GPT2LMHeadModel) -> Decoder:
         weights[name] = parameter.data.t().contiguous() if name.endswith(TURNED) else parameter.data
         parameter.data = torch.empty(0)
     return Decoder(PolyLMConfig.from_dict(model.config.to_dict()), weights)
-
-
-def relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """Norm of the difference over the norm of `exact`."""
-    return ((value.float() - exact).norm() / exact.norm()).item()
