@@ -13,8 +13,8 @@ import numpy
 import torch
 
 from modelscope_polylm.network.checkpoint import CheckpointFile
-from modelscope_polylm.network.upload import CHUNK_BYTES
 
+CHUNK_BYTES = 8 << 20
 COPIED_BYTES = 3_000_000_000
 Chunk = Callable[[numpy.ndarray[Any, Any]], None]
 """Reads its bytes of a file into the beginning of a buffer."""

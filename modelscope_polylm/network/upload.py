@@ -1,142 +1,66 @@
-"""Moves tensors that are mapped from files to a device; to a GPU by several readers, through page-locked buffers."""
+"""Moves tensors that are mapped from files to a device; to a GPU through page-locked buffers."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import dataclasses
 import itertools
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-import numpy
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 8 << 20
-READERS = 16
-BUFFERS = 2
-"""Of each reader: one is filled while the GPU takes the other."""
-AHEAD_BYTES = 1 << 30
-"""Bytes of tensors that may be on their way to a GPU while an earlier one is waited for."""
+CHUNK_BYTES = 64 << 20
+BUFFERS = 3
+"""Page-locked chunks: one is filled while the GPU fetches those before it."""
 
 Label = TypeVar("Label")
 
 
-class Upload(Protocol):
+def upload(labelled: Iterable[tuple[Label, Tensor]], device: torch.device) -> Iterator[tuple[Label, Tensor, Tensor]]:
     """Takes labelled contiguous CPU tensors; gives each label, the tensor, and the tensor on the device, in order.
 
-    What it gives is ready for work on the current stream.
+    What it gives is ready for work on the current stream. On its way to CUDA the host holds BUFFERS * CHUNK_BYTES
+    beside the tensors, which all of torch's threads read: a plain copy from mapped memory is read by one thread and
+    staged by the driver, at a fraction of the bus's speed.
     """
-
-    def __call__(self, labelled: Iterable[tuple[Label, Tensor]]) -> Iterator[tuple[Label, Tensor, Tensor]]: ...
-
-
-@contextlib.contextmanager
-def uploading(device: torch.device) -> Iterator[Upload]:
-    """How tensors get to a device for the time of the block: through a `PinnedUpload` to CUDA, plainly elsewhere."""
-
-    def plainly(labelled: Iterable[tuple[Label, Tensor]]) -> Iterator[tuple[Label, Tensor, Tensor]]:
-        for label, tensor in labelled:
-            yield label, tensor, tensor.to(device)
-
-    if device.type != "cuda":
-        yield plainly
-        return
-    upload = PinnedUpload(device)
-    try:
-        yield upload
-    finally:
-        upload.close()
+    way = _PinnedWay(device) if device.type == "cuda" else None
+    for label, tensor in labelled:
+        yield label, tensor, tensor.to(device) if way is None else way.send(tensor)
 
 
-class PinnedUpload:
-    """Reads tensors chunk by chunk; the host holds READERS * BUFFERS * CHUNK_BYTES beside the mapped files.
-
-    A plain copy from mapped memory is read by one thread and staged by the driver, at a fraction of the bus's speed.
-    """
+class _PinnedWay:
+    """A stream to a GPU, and page-locked buffers that take turns."""
 
     def __init__(self, device: torch.device):
-        self._device = device
-        self._readers = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix="polylm-upload")
-        self._own = threading.local()
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._buffers = itertools.cycle([_Buffer() for _ in range(BUFFERS)])
 
-    def __call__(self, labelled: Iterable[tuple[Label, Tensor]]) -> Iterator[tuple[Label, Tensor, Tensor]]:
-        """See `Upload`; the tensors that follow are on their way before one is waited for."""
-        begun: deque[tuple[Label, Tensor, Callable[[], Tensor]]] = deque()
-        ahead = 0
-        for label, tensor in labelled:
-            begun.append((label, tensor, self._begin(tensor)))
-            ahead += tensor.nbytes
-            while len(begun) > 1 and ahead > AHEAD_BYTES:
-                first, source, moved = begun.popleft()
-                ahead -= source.nbytes
-                yield first, source, moved()
-        yield from ((label, tensor, moved()) for label, tensor, moved in begun)
-
-    def _begin(self, tensor: Tensor) -> Callable[[], Tensor]:
-        # tensor: any shape -> the same shape, when it is asked for
+    def send(self, tensor: Tensor) -> Tensor:
+        """The tensor's copy on the GPU, which work on the current stream waits for."""
+        # tensor: any shape -> the same shape
         result = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
-        # the memory may still be in use by work that is queued on the current stream
-        ready = torch.cuda.current_stream(self._device).record_event()
+        present = torch.cuda.current_stream(self._device)
+        # the memory may still be in use by work that is queued there
+        self._stream.wait_stream(present)
         source, target = (each.reshape(-1).view(torch.uint8) for each in (tensor, result))
-        chunks = zip(source.split(CHUNK_BYTES), target.split(CHUNK_BYTES), strict=True)
-        copies = [self._readers.submit(self._copy, *chunk, ready) for chunk in chunks]
-
-        def moved() -> Tensor:
-            for copy in copies:
-                torch.cuda.current_stream(self._device).wait_event(copy.result())
-            return result
-
-        return moved
-
-    def close(self) -> None:
-        """Stop the readers and let their buffers go."""
-        self._readers.shutdown(cancel_futures=True)
-        torch.cuda.synchronize(self._device)
-
-    def _copy(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
-        # source: [bytes] on the host, target: [bytes] on the device -> when the bytes are there
-        if not hasattr(self._own, "way"):
-            self._own.way = PinnedWay(self._device)
-        copied: torch.cuda.Event = self._own.way.send(source, target, ready)
-        return copied
+        for chunk in zip(source.split(CHUNK_BYTES), target.split(CHUNK_BYTES), strict=True):
+            next(self._buffers).send(*chunk, self._stream)
+        present.wait_stream(self._stream)
+        return result
 
 
-class PinnedWay:
-    """One reader's way to the GPU: a stream, and page-locked buffers that take turns."""
-
-    def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device)
-        self._buffers = itertools.cycle([_Buffer.new() for _ in range(BUFFERS)])
-
-    def send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
-        """Copy bytes into a buffer, and have the GPU fetch them once `ready`; gives the event that it has them."""
-        # source: [bytes] on the host, target: [bytes] on the device
-        buffer = next(self._buffers)
-        buffer.fetched.synchronize()
-        part = buffer.memory[: len(source)]
-        # torch's copy would start a team of threads in every reader
-        numpy.copyto(part.numpy(), source.numpy())
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
-            target.copy_(part, non_blocking=True)
-            # a new one each time: the present one may still be waited for elsewhere
-            buffer.fetched = torch.cuda.Event()
-            buffer.fetched.record(self._stream)
-        return buffer.fetched
-
-
-@dataclasses.dataclass
 class _Buffer:
     """Page-locked memory, and the event behind which the GPU no longer reads it."""
 
-    memory: Tensor
-    fetched: torch.cuda.Event
+    def __init__(self) -> None:
+        self._memory = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True)
+        self._fetched = torch.cuda.Event()
 
-    @classmethod
-    def new(cls) -> _Buffer:
-        """An unused one."""
-        return cls(torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())
+    def send(self, source: Tensor, target: Tensor, stream: torch.cuda.Stream) -> None:
+        # source: [bytes] on the host, target: [bytes] on the device
+        self._fetched.synchronize()
+        part = self._memory[: len(source)]
+        part.copy_(source)
+        with torch.cuda.stream(stream):
+            target.copy_(part, non_blocking=True)
+        self._fetched.record(stream)

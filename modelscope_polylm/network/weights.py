@@ -13,7 +13,7 @@ from torch import Tensor
 from modelscope_polylm.errors import DeviceError, SnapshotError
 from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.upload import Upload, uploading
+from modelscope_polylm.network.upload import upload
 from modelscope_polylm.network.weight_index import read_weight_index
 from modelscope_polylm.network.weight_problems import tensor_problems
 
@@ -92,11 +92,10 @@ class WeightFiles:
         turned = self._is_conv1d(config)
         weights: dict[str, Tensor] = {}
         try:
-            with uploading(device) as upload:
-                for name, tensor, moved in upload(self._read(set(declared_shapes(config)))):
-                    turn = turned and PROJECTION.fullmatch(name) is not None
-                    weights[name] = place(tensor, moved, dtype, turn)
-                self._compare_head(weights["wte.weight"], upload)
+            for name, tensor, moved in upload(self._read(set(declared_shapes(config))), device):
+                turn = turned and PROJECTION.fullmatch(name) is not None
+                weights[name] = place(tensor, moved, dtype, turn)
+            self._compare_head(weights["wte.weight"])
         except torch.OutOfMemoryError as error:
             size = config.parameters * dtype.itemsize / 2**30
             text = f"{device} has no room for {size:.1f} GiB of weights: free memory or use more GPUs."
@@ -132,10 +131,10 @@ class WeightFiles:
             return shapes
         return {name: shape[::-1] if PROJECTION.fullmatch(name) else shape for name, shape in shapes.items()}
 
-    def _compare_head(self, embedding: Tensor, upload: Upload) -> None:
+    def _compare_head(self, embedding: Tensor) -> None:
         # embedding: [vocab, width]
         for _, head in self._read({HEAD}):
-            if head.shape != embedding.shape or not _equal(head, embedding, upload):
+            if head.shape != embedding.shape or not _equal(head, embedding):
                 logger.warning(
                     "%s: lm_head.weight differs from wte.weight and is not used; PolyLM's output layer is wte.weight. "
                     "If these weights were trained with an output layer of their own, answers will be wrong.",
@@ -152,10 +151,11 @@ def place(tensor: Tensor, moved: Tensor, dtype: torch.dtype, turned: bool) -> Te
     return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
 
 
-def _equal(head: Tensor, embedding: Tensor, upload: Upload) -> bool:
+def _equal(head: Tensor, embedding: Tensor) -> bool:
     # head, embedding: [vocab, width]
     blocks = zip(embedding.split(HEAD_ROWS), head.split(HEAD_ROWS), strict=True)
-    return all(torch.equal(moved.to(embedding.dtype), expected) for expected, _, moved in upload(blocks))
+    moved_blocks = upload(blocks, embedding.device)
+    return all(torch.equal(moved.to(embedding.dtype), expected) for expected, _, moved in moved_blocks)
 
 
 def _file_problem(file: CheckpointFile) -> str | None:

@@ -34,13 +34,10 @@ class Stream:
     def add(self, work: Callable[[], object]) -> None:
         self._work.put(work)
 
-    def wait_event(self, event: Event) -> None:
-        self.add(event.last.wait)
-
-    def record_event(self) -> Event:
+    def wait_stream(self, other: Stream) -> None:
         event = Event()
-        event.record(self)
-        return event
+        event.record(other)
+        self.add(event.last.wait)
 
 
 class Event:
@@ -84,7 +81,6 @@ class LateTorch:
             Event=Event,
             stream=_stream,
             current_stream=lambda device: self.main,
-            synchronize=lambda device: None,
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -23,22 +23,21 @@ def tensors(count: int, scale: int = 1) -> list[torch.Tensor]:
 
 def test_a_cpu_needs_no_upload():
     given = tensors(3)
-    with upload.uploading(torch.device("cpu")) as move:
-        assert all(moved is tensor is given[index] for index, tensor, moved in move(enumerate(given)))
+    moved = upload.upload(enumerate(given), torch.device("cpu"))
+    assert all(there is tensor is given[index] for index, tensor, there in moved)
 
 
-@pytest.mark.parametrize("ahead", [0, 2000, 1 << 30])
-def test_every_byte_arrives_however_late_the_streams_are(monkeypatch, ahead):
+@pytest.mark.parametrize("buffers", [1, 2, 3])
+def test_every_byte_arrives_however_late_the_streams_are(monkeypatch, buffers):
     device = LateTorch()
     device.main = Stream(latest=0)  # it is never late enough to be right by chance
     monkeypatch.setattr(upload, "torch", device)
-    for name, value in (("CHUNK_BYTES", 256), ("READERS", 3), ("AHEAD_BYTES", ahead)):
-        monkeypatch.setattr(upload, name, value)
+    monkeypatch.setattr(upload, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(upload, "BUFFERS", buffers)
     given = tensors(24)
-    with upload.uploading(torch.device("cuda")) as move:
-        for index, tensor, moved in move(enumerate(given)):
-            assert moved.dtype == tensor.dtype
-            assert torch.equal(device.read(moved), given[index])
+    for index, tensor, moved in upload.upload(enumerate(given), torch.device("cuda")):
+        assert moved.dtype == tensor.dtype
+        assert torch.equal(device.read(moved), given[index])
 
 
 def test_memory_is_not_written_before_the_present_stream_is_done_with_it(monkeypatch):
@@ -46,28 +45,20 @@ def test_memory_is_not_written_before_the_present_stream_is_done_with_it(monkeyp
     memory, before = torch.zeros(40), []
     device.memory = memory
     monkeypatch.setattr(upload, "torch", device)
-    with upload.uploading(torch.device("cuda")) as move:
-        for _ in range(20):
-            device.main.add(lambda: before.append(memory.clone()))
-        assert [torch.equal(device.read(moved), tensor) for _, tensor, moved in move([(0, torch.ones(40))])] == [True]
+    # buffers that are there at once, before the work below is done
+    monkeypatch.setattr(upload, "CHUNK_BYTES", 256)
+    for _ in range(20):
+        device.main.add(lambda: before.append(memory.clone()))
+    ((_, tensor, moved),) = upload.upload([(0, torch.ones(40))], torch.device("cuda"))
+    assert torch.equal(device.read(moved), tensor)
     assert len(before) == 20 and not any(seen.any() for seen in before)
-
-
-def test_a_failing_reader_is_heard(monkeypatch):
-    def send(*_):
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr(upload, "torch", LateTorch())
-    monkeypatch.setattr(upload.PinnedWay, "send", send)
-    with pytest.raises(OSError, match="the disk is gone"), upload.uploading(torch.device("cuda")) as move:
-        list(move([(0, torch.ones(3))]))
 
 
 @pytest.mark.gpu
 def test_every_byte_arrives_on_a_gpu():
     given = tensors(60, scale=5000)
-    with upload.uploading(torch.device("cuda")) as move:
-        assert all(torch.equal(moved.cpu(), tensor) for _, tensor, moved in move(enumerate(given)))
+    moved = upload.upload(enumerate(given), torch.device("cuda"))
+    assert all(torch.equal(there.cpu(), tensor) for _, tensor, there in moved)
 
 
 @pytest.mark.gpu
