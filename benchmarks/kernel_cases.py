@@ -30,7 +30,7 @@ class Case:
 
 
 def product_case(setting: Setting, name: str, rows: int) -> Case:
-    """A projection with what is fused to it: bias, GELU (c_fc) or the residual sum (both c_proj)."""
+    """A projection with what is fused to it: bias and GELU (c_fc) or the residual sum (both c_proj)."""
     outputs, inputs = setting.shape.product(name)
     size = 2 * (outputs * inputs + rows * (outputs + inputs))
     outputs = min(outputs, 1024) if setting.small else outputs
@@ -40,7 +40,7 @@ def product_case(setting: Setting, name: str, rows: int) -> Case:
 
     def calls(config: Any) -> Calls:
         if name.endswith("c_proj"):
-            return [lambda w=w: linear.linear_add_(residual, x, w, bias, config) for w in weights]
+            return [lambda w=w: linear.add_product_(residual, x, w, config) for w in weights]
         return [lambda w=w: linear.linear(x, w, bias, name == "c_fc", config) for w in weights]
 
     return Case(f"{name} {rows} rows", size, calls, product_sweep(setting, rows, inputs))

@@ -12,7 +12,7 @@ from benchmarks.kernel_cases import attention_arguments
 from benchmarks.kernel_setting import PRODUCTS, Setting
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import linear, linear_add_
+from modelscope_polylm.network.kernels.linear import add_product_, linear
 from modelscope_polylm.network.kernels.output import output_best
 
 
@@ -23,6 +23,7 @@ class Chain:
     norms: list[tuple[Tensor, Tensor]]
     weights: list[dict[str, Tensor]]
     biases: dict[str, Tensor]
+    shift: Tensor
     embedding: Tensor
 
     @classmethod
@@ -35,7 +36,8 @@ class Chain:
                 {name: setting.random(*shape.product(name), scale=scale) for name in PRODUCTS}
                 for _ in range(shape.layers)
             ],
-            {name: setting.random(shape.product(name)[0], scale=0.1) for name in PRODUCTS},
+            {name: setting.random(shape.product(name)[0], scale=0.1) for name in ("c_attn", "c_fc")},
+            setting.random(shape.width, dtype=torch.float32, scale=0.1),
             setting.random(shape.vocab, shape.width, scale=0.02),
         )
 
@@ -64,15 +66,15 @@ def run_layers(chain: Chain, rows: Rows, configs: dict[str, Any] | None = None) 
     rows.residual.copy_(rows.start)
     x = rows.residual
     (gamma_1, beta_1), (gamma_2, beta_2) = chain.norms
-    bias = chain.biases
+    bias, shift = chain.biases, chain.shift
     for weights, (keys, values) in zip(chain.weights, rows.caches, strict=True):
-        normal = layer_norm(x, gamma_1, beta_1, 1e-5)
+        normal = layer_norm(x, gamma_1, beta_1, 1e-5, shift)
         qkv = linear(normal, weights["c_attn"], bias["c_attn"], False, chosen.get("c_attn"))
         mixed = decode_attention(qkv, keys, values, *rows.table, chosen.get("attention"))
-        linear_add_(x, mixed, weights["attn.c_proj"], bias["attn.c_proj"], chosen.get("attn.c_proj"))
-        normal = layer_norm(x, gamma_2, beta_2, 1e-5)
+        add_product_(x, mixed, weights["attn.c_proj"], chosen.get("attn.c_proj"))
+        normal = layer_norm(x, gamma_2, beta_2, 1e-5, shift)
         inner = linear(normal, weights["c_fc"], bias["c_fc"], True, chosen.get("c_fc"))
-        linear_add_(x, inner, weights["mlp.c_proj"], bias["mlp.c_proj"], chosen.get("mlp.c_proj"))
+        add_product_(x, inner, weights["mlp.c_proj"], chosen.get("mlp.c_proj"))
     return x
 
 

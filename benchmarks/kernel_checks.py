@@ -41,11 +41,11 @@ def check_linear(setting: Setting, rows: int, outputs: int, inputs: int, config:
     weight = setting.random(outputs, inputs, scale=inputs**-0.5)
     exact = F.linear(x.double(), weight.double(), bias.double())
     residual = setting.random(rows, outputs, dtype=torch.float32)
-    expected = residual.double() + exact
+    expected = residual.double() + F.linear(x.double(), weight.double())
     poison(rows, outputs, dtype=setting.dtype, device=setting.device)
     error = relative_error(linear.linear(x, weight, bias, True, config), F.gelu(exact, approximate="tanh"))
     again = linear.linear(x, weight, bias, True, config)
-    linear.linear_add_(residual, x, weight, bias, config)
+    linear.add_product_(residual, x, weight, config)
     same = torch.equal(again, linear.linear(x, weight, bias, True, config))
     return max(error, relative_error(residual, expected)) if same else float("inf")
 

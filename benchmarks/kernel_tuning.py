@@ -22,7 +22,7 @@ from benchmarks.kernel_chain import Chain, Rows, run_step
 from benchmarks.kernel_setting import SHAPES, Setting, Shape, group_of
 from benchmarks.kernel_timing import Run
 from modelscope_polylm.network.kernels.attention import decode_attention
-from modelscope_polylm.network.kernels.linear import linear, linear_add_
+from modelscope_polylm.network.kernels.linear import add_product_, linear
 from modelscope_polylm.network.kernels.output import output_best
 
 PROCESSES = 14
@@ -40,7 +40,7 @@ def compile_ahead(shape: Shape, name: str, rows: int, config: Any) -> None:
         else:
             x, weight = setting.random(rows, shape.product(name)[1]), setting.random(1024, shape.product(name)[1])
             if name.endswith("c_proj"):
-                linear_add_(setting.random(rows, 1024, dtype=torch.float32), x, weight, weight[:, 0].clone(), config)
+                add_product_(setting.random(rows, 1024, dtype=torch.float32), x, weight, config)
             else:
                 linear(x, weight, weight[:, 0].clone(), name == "c_fc", config)
         torch.cuda.synchronize()

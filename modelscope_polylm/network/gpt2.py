@@ -15,8 +15,11 @@ from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import add_product_, linear, linear_add_, linear_reference
+from modelscope_polylm.network.kernels.linear import add_product_, add_product_reference_, linear, linear_reference
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
+
+Norm = tuple[Tensor, Tensor, float, Tensor]
+"""LayerNorm: weight, bias, epsilon, and the sum of the projections' biases, which the residual stream leaves out."""
 
 
 class Decoder:
@@ -31,9 +34,12 @@ class Decoder:
         self.config = config
         self.embedding = weights["wte.weight"]
         self.position_embedding = weights["wpe.weight"]
-        self.final_norm = (weights["ln_f.weight"], weights["ln_f.bias"])
-        self._layers = [_LayerWeights(weights, f"h.{layer}.") for layer in range(config.layers)]
-        self._bias_sums = _bias_sums(self._layers)
+        sums = _bias_sums(weights, config.layers)
+        self._layers = [
+            _LayerWeights(weights, f"h.{layer}.", config.epsilon, *sums[2 * layer : 2 * layer + 2])
+            for layer in range(config.layers)
+        ]
+        self._final_norm: Norm = (weights["ln_f.weight"], weights["ln_f.bias"], config.epsilon, sums[-1])
 
     @property
     def device(self) -> torch.device:
@@ -72,19 +78,16 @@ class Decoder:
         self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, chosen: Tensor | None
     ) -> Tensor:
         # residual: [tokens, width] fp32, slots: [tokens] -> [n, width], those that are chosen in the last layer, or all
-        # the residual stream leaves out the projections' biases, whose sum so far each LayerNorm adds
-        epsilon, heads = self.config.epsilon, self.config.heads
         for layer, weights in enumerate(self._layers):
-            before_attention, before_mlp = self._bias_sums[2 * layer], self._bias_sums[2 * layer + 1]
-            qkv = linear_reference(layer_norm(residual, *weights.ln_1, epsilon, before_attention), *weights.c_attn)
+            qkv = linear_reference(layer_norm(residual, *weights.ln_1), *weights.c_attn)
             kept = None if cache is None or slots is None else (slots, *cache.layer(layer))
-            mixed = prefill_attention(qkv, prompts, heads, kept)
+            mixed = prefill_attention(qkv, prompts, self.config.heads, kept)
             if chosen is not None and layer == self.config.layers - 1:
                 mixed, residual = mixed[chosen], residual[chosen]
-            add_product_(residual, mixed, weights.attn_c_proj[0])
-            normal = layer_norm(residual, *weights.ln_2, epsilon, before_mlp)
-            add_product_(residual, linear_reference(normal, *weights.c_fc, gelu=True), weights.mlp_c_proj[0])
-        return layer_norm(residual, *self.final_norm, epsilon, self._bias_sums[-1])
+            add_product_reference_(residual, mixed, weights.attn_c_proj)
+            hidden = linear_reference(layer_norm(residual, *weights.ln_2), *weights.c_fc, gelu=True)
+            add_product_reference_(residual, hidden, weights.mlp_c_proj)
+        return layer_norm(residual, *self._final_norm)
 
     def decode(
         self, tokens: Tensor, lengths: Tensor, slot_table: Tensor, prompt_lengths: Tensor, group: int, cache: KVCache
@@ -103,15 +106,14 @@ class Decoder:
             [rows, width] in the weights' dtype, behind the final LayerNorm.
         """
         # tokens: [rows] -> [rows, width]
-        epsilon = self.config.epsilon
         residual = self._embed(tokens, lengths)
         for layer, weights in enumerate(self._layers):
-            qkv = linear(layer_norm(residual, *weights.ln_1, epsilon), *weights.c_attn)
+            qkv = linear(layer_norm(residual, *weights.ln_1), *weights.c_attn)
             mixed = decode_attention(qkv, *cache.layer(layer), slot_table, lengths, prompt_lengths, group)
-            linear_add_(residual, mixed, *weights.attn_c_proj)
-            hidden = linear(layer_norm(residual, *weights.ln_2, epsilon), *weights.c_fc, gelu=True)
-            linear_add_(residual, hidden, *weights.mlp_c_proj)
-        return layer_norm(residual, *self.final_norm, epsilon)
+            add_product_(residual, mixed, weights.attn_c_proj)
+            hidden = linear(layer_norm(residual, *weights.ln_2), *weights.c_fc, gelu=True)
+            add_product_(residual, hidden, weights.mlp_c_proj)
+        return layer_norm(residual, *self._final_norm)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         # tokens, positions: [n] -> [n, width] fp32
@@ -119,16 +121,17 @@ class Decoder:
 
 
 class _LayerWeights:
-    def __init__(self, weights: Mapping[str, Tensor], prefix: str):
+    def __init__(self, weights: Mapping[str, Tensor], prefix: str, epsilon: float, before: Tensor, between: Tensor):
         def pair(name: str) -> tuple[Tensor, Tensor]:
             return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
 
-        self.ln_1, self.ln_2 = pair("ln_1"), pair("ln_2")
-        self.c_attn, self.attn_c_proj = pair("attn.c_attn"), pair("attn.c_proj")
-        self.c_fc, self.mlp_c_proj = pair("mlp.c_fc"), pair("mlp.c_proj")
+        self.ln_1: Norm = (*pair("ln_1"), epsilon, before)
+        self.ln_2: Norm = (*pair("ln_2"), epsilon, between)
+        self.c_attn, self.c_fc = pair("attn.c_attn"), pair("mlp.c_fc")
+        self.attn_c_proj, self.mlp_c_proj = (weights[f"{prefix}{name}.c_proj.weight"] for name in ("attn", "mlp"))
 
 
-def _bias_sums(layers: list[_LayerWeights]) -> tuple[Tensor, ...]:
-    # -> [width] fp32 for each LayerNorm, the sum of what the projections' biases have added before it
-    biases = [bias for weights in layers for bias in (weights.attn_c_proj[1], weights.mlp_c_proj[1])]
+def _bias_sums(weights: Mapping[str, Tensor], layers: int) -> tuple[Tensor, ...]:
+    # -> [width] fp32 for each LayerNorm: what the biases of the projections before it have added
+    biases = [weights[f"h.{layer}.{part}.c_proj.bias"] for layer in range(layers) for part in ("attn", "mlp")]
     return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0).unbind()

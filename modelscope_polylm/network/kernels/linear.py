@@ -1,4 +1,4 @@
-"""Linear layers for a few rows: bias, GELU and the residual sum are part of the product."""
+"""Linear layers: for a few rows, bias, GELU or the residual sum are part of the product's kernel."""
 
 from __future__ import annotations
 
@@ -22,39 +22,33 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def add_product_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
-    """residual [R, N] fp32 += x [R, K] @ weight [N, K].T, by the library; on CUDA the product is not rounded."""
+def add_product_reference_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Plain torch twin of `add_product_`; on a CPU it rounds the product to the weights' dtype."""
     # residual: [R, N] fp32, x: [R, K], weight: [N, K]
-    if x.is_cuda and x.dtype != torch.float32:
+    if x.is_cuda and x.dtype.itemsize == 2:
         torch.addmm(residual, x, weight.t(), out_dtype=torch.float32, out=residual)
     else:
         residual += F.linear(x, weight)
 
 
-def linear_add_reference_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Plain torch twin of `linear_add_`: rounds the product to the weights' dtype."""
-    # residual: [R, N] fp32, x: [R, K], weight: [N, K], bias: [N]
-    residual += F.linear(x, weight, bias)
-
-
-def _choose(x: Tensor, weight: Tensor, bias: Tensor, config: Config | None) -> Config | None:
+def _choose(x: Tensor, weight: Tensor, other: Tensor, config: Config | None) -> Config | None:
     # x: [R, K], weight: [N, K]; None: the torch twin is as good or the shape is not for the kernels
     rows, inputs = x.shape
-    supported = uses_triton(x, weight, bias) and 1 <= rows <= MAX_ROWS and inputs % 16 == 0
+    supported = uses_triton(x, weight, other) and 1 <= rows <= MAX_ROWS and inputs % 16 == 0
     if not supported:
         return None
     return config or choose_linear(rows, weight.shape[0], inputs, weight.dtype, weight.device)
 
 
-def _run(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, add: bool, config: Config) -> None:
-    # x: [R, K], weight: [N, K], bias: [N], out: [R, N]
+def _run(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, config: Config) -> None:
+    # x: [R, K], weight: [N, K], bias: [N], None adds to out: [R, N]
     from modelscope_polylm.network.kernels.linear_triton import launch_matrix, launch_vector
 
     with torch.cuda.device_of(x):
         if isinstance(config, VectorConfig):
-            launch_vector(x, weight, bias, out, gelu, add, config)
+            launch_vector(x, weight, bias, out, gelu, config)
         else:
-            launch_matrix(x, weight, bias, out, gelu, add, config)
+            launch_matrix(x, weight, bias, out, gelu, config)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, config: Config | None = None) -> Tensor:
@@ -68,18 +62,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, config: 
     if chosen is None:
         return linear_reference(x, weight, bias, gelu)
     out = torch.empty(x.shape[0], weight.shape[0], dtype=weight.dtype, device=x.device)
-    _run(out, x, weight, bias, gelu, False, chosen)
+    _run(out, x, weight, bias, gelu, chosen)
     return out
 
 
-def linear_add_(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, config: Config | None = None) -> None:
-    """residual += x @ weight.T + bias, in place; kernels do not round the product.
+def add_product_(residual: Tensor, x: Tensor, weight: Tensor, config: Config | None = None) -> None:
+    """residual += x @ weight.T, in place; on CUDA the product is not rounded.
 
-    residual is [R, N] fp32, x [R, K], weight [N, K], bias [N].
+    residual is [R, N] fp32, x [R, K], weight [N, K].
     """
-    # residual: [R, N] fp32, x: [R, K], weight: [N, K], bias: [N]
-    chosen = _choose(x, weight, bias, config)
-    if chosen is None or not residual.is_contiguous():
-        linear_add_reference_(residual, x, weight, bias)
+    # residual: [R, N] fp32, x: [R, K], weight: [N, K]
+    chosen = _choose(x, weight, residual, config)
+    if chosen is None:
+        add_product_reference_(residual, x, weight)
     else:
-        _run(residual, x, weight, bias, False, True, chosen)
+        _run(residual, x, weight, None, False, chosen)

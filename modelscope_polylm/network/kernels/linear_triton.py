@@ -1,4 +1,4 @@
-"""Kernels of `linear` and `linear_add_`."""
+"""Kernels of `linear` and `add_product_`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from modelscope_polylm.network.kernels.products_triton import matrix_tile, vecto
 
 @triton.jit
 def finish(total, bias, out, n, R, N, ROWS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr):
-    # total: [ROWS, BLOCK_N] fp32 at columns n: [BLOCK_N]; out: [R, N]
+    # total: [ROWS, BLOCK_N] fp32 at columns n: [BLOCK_N]; out: [R, N]; ADD: it is added to, and there is no bias
     row = tl.arange(0, ROWS)[:, None]
     inside = (row < R) & (n < N)[None, :]
-    y = total + tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    place = out + row * N + n[None, :]
+    if ADD:
+        y = total + tl.load(place, mask=inside, other=0.0)
+    else:
+        y = total + tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if GELU:
         # y * (1 + tanh(u)) / 2 = y * sigmoid(2 u) with u = sqrt(2 / pi) (y + 0.044715 y^3)
         y = y / (1.0 + tl.exp(-1.5957691216057308 * (y + 0.044715 * y * y * y)))
-    place = out + row * N + n[None, :]
-    if ADD:
-        y += tl.load(place, mask=inside, other=0.0)
     tl.store(place, y, mask=inside)
 
 
@@ -73,28 +74,28 @@ def matrix_kernel(
 
 
 def launch_vector(
-    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, gelu: bool, add: bool, config: VectorConfig
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, gelu: bool, config: VectorConfig
 ) -> None:
-    # x: [R, K], weight: [N, K], bias: [N], out: [R, N]
+    # x: [R, K], weight: [N, K], bias: [N], None adds to out: [R, N]
     rows, (outputs, inputs) = x.shape[0], weight.shape
     vector_kernel[(triton.cdiv(outputs, config.block_n),)](
-        x, weight, bias, out, rows, outputs,
+        x, weight, out if bias is None else bias, out, rows, outputs,
         K=inputs, ROWS=triton.next_power_of_2(rows), BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        GELU=gelu, ADD=add, **launch_options(x.device, config.warps),
+        GELU=gelu, ADD=bias is None, **launch_options(x.device, config.warps),
     )  # fmt: skip
 
 
 def launch_matrix(
-    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, gelu: bool, add: bool, config: MatrixConfig
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, gelu: bool, config: MatrixConfig
 ) -> None:
-    # x: [R, K], weight: [N, K], bias: [N], out: [R, N]
+    # x: [R, K], weight: [N, K], bias: [N], None adds to out: [R, N]
     rows, (outputs, inputs) = x.shape[0], weight.shape
     block_m = max(16, triton.next_power_of_2(rows))
     tiles = triton.cdiv(outputs, config.block_n)
     shape = (tiles, config.parts, block_m, config.block_n) if config.parts > 1 else (0,)
     partials = torch.empty(shape, dtype=torch.float32, device=x.device)
     matrix_kernel[(config.parts, tiles)](
-        x, weight, bias, out, partials, counters(x.device), rows, outputs,
+        x, weight, out if bias is None else bias, out, partials, counters(x.device), rows, outputs,
         K=inputs, PARTS=config.parts, BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        SWAP=config.swap, GELU=gelu, ADD=add, **launch_options(x.device, config.warps, config.stages),
+        SWAP=config.swap, GELU=gelu, ADD=bias is None, **launch_options(x.device, config.warps, config.stages),
     )  # fmt: skip

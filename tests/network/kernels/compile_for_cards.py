@@ -19,7 +19,7 @@ from modelscope_polylm.network.kernels import configs, order_triton
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import linear, linear_add_
+from modelscope_polylm.network.kernels.linear import add_product_, linear
 from modelscope_polylm.network.kernels.output import output_best, output_logits
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
@@ -72,9 +72,9 @@ def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> N
     x, residual, bias = zeros(rows, width), torch.zeros(rows, width), zeros(4 * width)
     layer_norm(residual, bias[:width], bias[:width], 1e-5)
     linear(x, zeros(3 * width, width), bias[: 3 * width])
-    linear_add_(residual, x, zeros(width, width), bias[:width])
+    add_product_(residual, x, zeros(width, width))
     linear(x, zeros(4 * width, width), bias, gelu=True)
-    linear_add_(residual, zeros(rows, 4 * width), zeros(width, 4 * width), bias[:width])
+    add_product_(residual, zeros(rows, 4 * width), zeros(width, 4 * width))
     cache = zeros(heads, 64, 128)
     table, lengths = torch.zeros(rows, 32, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
     decode_attention(zeros(rows, 3 * width), cache, cache, table, lengths, lengths, group)
