@@ -23,7 +23,7 @@ def _fits(config: MatrixConfig, rows: int) -> bool:
     return config.stages * (config.block_n + max(16, rows)) * config.block_k * 2 <= SHARED_MEMORY
 
 
-def product_sweep(setting: Setting, rows: int, inputs: int) -> list[Config]:
+def product_sweep(setting: Setting, rows: int) -> list[Config]:
     """For a projection timed alone."""
     if setting.device.type == "cpu":
         return [VectorConfig(8, 32, 1), MatrixConfig(16, 32, 4, 2)]
@@ -33,14 +33,16 @@ def product_sweep(setting: Setting, rows: int, inputs: int) -> list[Config]:
             if rows * block_n <= 32:
                 configs.append(VectorConfig(block_n, 256 * warps, warps))
     if rows >= 2:
-        narrow = ((32, 128, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8))
-        wide = ((64, 128, 4), (128, 64, 4), (128, 64, 8), (256, 64, 8))
-        blocks, cuts = (narrow, (1, 2, 4)) if rows <= 16 else (wide, (1, 2, 3, 4, 6))
-        for (block_n, block_k, warps), stages, parts in itertools.product(blocks, (4, 6), cuts):
-            config = MatrixConfig(block_n, block_k, warps, stages, parts, block_n >= 16 * warps)
-            if _fits(config, rows) and inputs // parts >= 768:
-                configs.append(config)
+        configs += _matrix_configs(rows)
     return configs
+
+
+def _matrix_configs(rows: int) -> list[MatrixConfig]:
+    few = ((64, 128, 4), (64, 256, 4), (128, 64, 4), (128, 128, 4), (64, 64, 4))
+    many = ((64, 128, 4), (64, 64, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8), (256, 64, 8))
+    blocks = itertools.product(few if rows <= 16 else many, (3, 4, 6), (False, True))
+    tried = (MatrixConfig(*block, stages, even) for block, stages, even in blocks)
+    return [config for config in tried if _fits(config, rows)]
 
 
 def attention_sweep(setting: Setting, rows: int, group: int) -> list[Config]:
@@ -67,25 +69,16 @@ def output_sweep(setting: Setting, rows: int) -> list[Config]:
     if rows == 1:
         configs += [VectorConfig(n, 1024, 4) for n in (4, 8, 16)]
     blocks = ((64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 64, 8), (256, 64, 8))
-    tried = (MatrixConfig(*block, stages, swap=True) for block, stages in itertools.product(blocks, (3, 4, 5)))
+    tried = (MatrixConfig(*block, stages) for block, stages in itertools.product(blocks, (3, 4, 5)))
     return configs + [config for config in tried if _fits(config, rows)]
 
 
-def product_candidates(rows: int, inputs: int) -> list[VectorConfig | MatrixConfig]:
+def product_candidates(rows: int) -> Sequence[VectorConfig | MatrixConfig]:
     """For a projection inside a step: what came out well alone."""
     if rows <= 2:
         vectors = ((2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (2, 2048, 8), (4, 2048, 8), (4, 512, 2))
         return [VectorConfig(*block) for block in vectors]
-    blocks = [(64, 128, 4, True), (64, 64, 4, True)]
-    if rows <= 8:
-        blocks += [(32, 128, 4, False), (32, 256, 4, False)]
-    else:
-        blocks += [(128, 64, 4, True)] + ([(128, 64, 8, True)] if rows > 16 else [])
-    tried = (
-        MatrixConfig(block_n, block_k, warps, stages, parts, swap)
-        for (block_n, block_k, warps, swap), stages, parts in itertools.product(blocks, (4, 6), (1, 2, 4))
-    )
-    return [config for config in tried if inputs // config.parts >= 1024 and _fits(config, rows)]
+    return _matrix_configs(rows)
 
 
 def attention_candidates() -> list[AttentionConfig]:
@@ -101,7 +94,7 @@ def output_candidates(rows: int) -> list[VectorConfig | MatrixConfig]:
     if rows == 1:
         return [VectorConfig(n, 1024, 4) for n in (4, 8, 16)]
     tried = (
-        MatrixConfig(n, k, warps, stages, swap=True)
+        MatrixConfig(n, k, warps, stages)
         for n, k, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (3, 4, 5))
     )
     return [config for config in tried if _fits(config, rows)]
@@ -109,5 +102,5 @@ def output_candidates(rows: int) -> list[VectorConfig | MatrixConfig]:
 
 def step_candidates(shape: Shape, rows: int) -> dict[str, Sequence[Any]]:
     """What each operation of a step may try."""
-    projections = {name: product_candidates(rows, shape.product(name)[1]) for name in PRODUCTS}
+    projections = {name: product_candidates(rows) for name in PRODUCTS}
     return {**projections, "attention": attention_candidates(), "output": output_candidates(rows)}

@@ -43,7 +43,7 @@ def product_case(setting: Setting, name: str, rows: int) -> Case:
             return [lambda w=w: linear.add_product_(residual, x, w, config) for w in weights]
         return [lambda w=w: linear.linear(x, w, bias, name == "c_fc", config) for w in weights]
 
-    return Case(f"{name} {rows} rows", size, calls, product_sweep(setting, rows, inputs))
+    return Case(f"{name} {rows} rows", size, calls, product_sweep(setting, rows))
 
 
 def norm_case(setting: Setting, rows: int) -> Case:

@@ -94,8 +94,8 @@ def checks(setting: Setting) -> Iterator[tuple[str, Check]]:
     small = (
         VectorConfig(4, 64, 2),
         VectorConfig(8, 64, 4),
-        MatrixConfig(64, 32, 4, 3, 2, True),
-        MatrixConfig(16, 32, 4, 2, 3),
+        MatrixConfig(64, 32, 4, 3),
+        MatrixConfig(16, 32, 4, 2, even=True),
     )
     for rows, (outputs, inputs) in itertools.product(all_rows, sizes):
         yield f"linear {rows}x{outputs}x{inputs}", lambda a=(rows, outputs, inputs, None): check_linear(setting, *a)

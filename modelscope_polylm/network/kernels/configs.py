@@ -28,14 +28,16 @@ class VectorConfig:
 
 @dataclass(frozen=True)
 class MatrixConfig:
-    """Matrix-unit kernel for 2 to 64 rows: block_n outputs a program, K cut in `parts`."""
+    """Matrix-unit kernel for 2 to 64 rows: tiles of block_n outputs, block_k inputs at a time.
+
+    A tile is made by one program; if `even`, all multiprocessors share all tiles' blocks evenly.
+    """
 
     block_n: int
     block_k: int
     warps: int
     stages: int
-    parts: int = 1
-    swap: bool = False  # weights as the left operand
+    even: bool = False
 
     def shared_bytes(self, rows: int) -> int:
         """What the pipelined reads of weights and inputs keep in shared memory, in 16 bits."""
@@ -62,26 +64,23 @@ class PrefillAttentionConfig:
     stages: int
 
 
-# most rows and the configuration up to there, None where the library is faster
+# most rows and the configuration up to there
 # projections are told apart by their proportions
-MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig | None], ...]] = {
+MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig], ...]] = {
     "c_attn": (
-        (32, MatrixConfig(64, 128, 4, stages=6, swap=True)),
-        (64, MatrixConfig(128, 64, 4, stages=6, swap=True)),
+        (32, MatrixConfig(64, 256, 4, stages=3)),
+        (64, MatrixConfig(64, 128, 4, stages=3)),
     ),
-    "attn.c_proj": ((64, MatrixConfig(64, 128, 4, stages=6, swap=True)),),
+    "attn.c_proj": ((64, MatrixConfig(64, 128, 4, stages=6)),),
     "c_fc": (
-        (8, MatrixConfig(64, 64, 4, stages=4, swap=True)),
-        (32, MatrixConfig(64, 64, 4, stages=6, swap=True)),
-        (64, MatrixConfig(64, 64, 4, stages=4, swap=True)),
+        (8, MatrixConfig(64, 128, 4, stages=3)),
+        (64, MatrixConfig(64, 128, 4, stages=6)),
     ),
     "mlp.c_proj": (
-        (8, MatrixConfig(32, 128, 4, stages=6, parts=4)),
-        (32, MatrixConfig(64, 128, 4, stages=6, parts=4, swap=True)),
-        (64, None),
+        (32, MatrixConfig(64, 128, 4, stages=6, even=True)),
+        (64, MatrixConfig(64, 128, 4, stages=6)),
     ),
 }
-MIN_PART = 1024
 
 
 def choose_linear(
@@ -93,8 +92,7 @@ def choose_linear(
     if rows <= 2:
         return VectorConfig(block_n=4, block_k=1024, warps=4)
     table = MATRIX_CONFIGS[_projection(outputs, inputs)]
-    config = next(config for most, config in table if rows <= most)
-    return config and _fitting(replace(config, parts=_parts(inputs, config.parts)), rows, device)
+    return _fitting(next(config for most, config in table if rows <= most), rows, device)
 
 
 def _fitting(config: MatrixConfig, rows: int, device: torch.device) -> MatrixConfig:
@@ -112,13 +110,6 @@ def _projection(outputs: int, inputs: int) -> str:
     if inputs >= 4 * outputs:
         return "mlp.c_proj"
     return "c_attn" if outputs == 3 * inputs else "attn.c_proj"
-
-
-def _parts(inputs: int, most: int) -> int:
-    parts = most
-    while parts > 1 and inputs // parts < MIN_PART:
-        parts //= 2
-    return parts
 
 
 def choose_attention(groups: int, heads: int, group: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
@@ -144,4 +135,4 @@ def choose_output(rows: int, top: int, dtype: torch.dtype, device: torch.device)
     if rows == 1 and top == 1:
         return VectorConfig(block_n=8, block_k=1024, warps=4)
     blocks = (128, 128, 4) if rows <= 32 else (128, 64, 8)
-    return _fitting(MatrixConfig(*blocks, stages=4, swap=True), rows, device)
+    return _fitting(MatrixConfig(*blocks, stages=4), rows, device)

@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
-from modelscope_polylm.network.kernels.dispatch import counters
+from modelscope_polylm.network.kernels.dispatch import counters, multiprocessors
 from modelscope_polylm.network.kernels.order_triton import (
     admit_next,
     last_to_arrive,
     launch_options,
+    wait_for_previous,
 )
-from modelscope_polylm.network.kernels.products_triton import matrix_tile, vector_tile
+from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_rows, matrix_tile, vector_tile
 
 
 @triton.jit
@@ -47,30 +48,50 @@ def vector_kernel(
 
 
 @triton.jit
-def matrix_kernel(
-    x, weight, bias, out, partials, counter, R, N,
-    K: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SWAP: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
+def combine(
+    total, tile, every, bias, out, partials, counter, R, N, BLOCKS,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    # x: [R, K], weight: [N, K], bias: [N], out: [R, N]
-    # partials: [tiles, PARTS, BLOCK_M, BLOCK_N] fp32, counter: [tiles]; a program makes one part of BLOCK_N outputs
-    part, tile = tl.program_id(0), tl.program_id(1)
-    first = tile * BLOCK_N
-    n = first + tl.arange(0, BLOCK_N)
+    # total: [BLOCK_M, BLOCK_N] fp32, one program's part of a tile; the last of the tile's programs adds all parts
+    # partials: [programs, 2, BLOCK_M, BLOCK_N] fp32: of the tile that a program begins with, and of one after it
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    SIZE: tl.constexpr = BLOCK_M * BLOCK_N
+    cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    later = (program * every // programs) // BLOCKS != tile
+    tl.store(partials + (program * 2 + later.to(tl.int32)) * SIZE + cell, total)
+    first = ((tile * BLOCKS + 1) * programs - 1) // every
+    last = ((tile + 1) * BLOCKS * programs - 1) // every
+    if last_to_arrive(counter + tile, last - first + 1):
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for other in range(first, last + 1):
+            later = (other * every // programs) // BLOCKS != tile
+            total += tl.load(partials + (other * 2 + later.to(tl.int32)) * SIZE + cell, cache_modifier=".cg")
+        finish(total, bias, out, tile * BLOCK_N + tl.arange(0, BLOCK_N), R, N, BLOCK_M, GELU, ADD)
+
+
+@triton.jit
+def matrix_kernel(
+    x, weight, bias, out, partials, counter, R, N, BLOCKS,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GELU: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # x, weight: see `matrix_tile`, bias: [N], out: [R, N], counter: [tiles]
+    # the programs share the BLOCKS blocks of K of all tiles, in order and evenly: one tile each, or parts of some
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    every = tl.cdiv(N, BLOCK_N) * BLOCKS
+    at, end = program * every // programs, (program + 1) * every // programs
     admit_next(OVERLAP)
-    total = matrix_tile(x, weight, first, R, N, part, K, PARTS, BLOCK_M, BLOCK_N, BLOCK_K, SWAP, OVERLAP)
-    if PARTS == 1:
-        finish(total, bias, out, n, R, N, BLOCK_M, GELU, ADD)
-    else:
-        SIZE: tl.constexpr = BLOCK_M * BLOCK_N
-        cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        parts = partials + tile * PARTS * SIZE + cell
-        tl.store(parts + part * SIZE, total)
-        if last_to_arrive(counter + tile, PARTS):
-            total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            for other in tl.static_range(PARTS):
-                total += tl.load(parts + other * SIZE, cache_modifier=".cg")
-            finish(total, bias, out, n, R, N, BLOCK_M, GELU, ADD)
+    wait_for_previous(OVERLAP)
+    while at < end:
+        tile = at // BLOCKS
+        begin = at - tile * BLOCKS
+        stop = tl.minimum(BLOCKS, begin + end - at)
+        total = matrix_tile(x, weight, tile * BLOCK_N, begin, stop, BLOCK_M, BLOCK_N, BLOCK_K)
+        if stop - begin == BLOCKS:
+            finish(total, bias, out, tile * BLOCK_N + tl.arange(0, BLOCK_N), R, N, BLOCK_M, GELU, ADD)
+        else:
+            combine(total, tile, every, bias, out, partials, counter, R, N, BLOCKS, BLOCK_M, BLOCK_N, GELU, ADD)
+        at += stop - begin
 
 
 def launch_vector(
@@ -90,12 +111,13 @@ def launch_matrix(
 ) -> None:
     # x: [R, K], weight: [N, K], bias: [N], None adds to out: [R, N]
     rows, (outputs, inputs) = x.shape[0], weight.shape
-    block_m = max(16, triton.next_power_of_2(rows))
-    tiles = triton.cdiv(outputs, config.block_n)
-    shape = (tiles, config.parts, block_m, config.block_n) if config.parts > 1 else (0,)
+    tiles, blocks = triton.cdiv(outputs, config.block_n), triton.cdiv(inputs, config.block_k)
+    programs = min(multiprocessors(x.device), tiles * blocks) if config.even else tiles
+    block_m = matrix_rows(rows)
+    shape = (programs, 2, block_m, config.block_n) if config.even else (0,)
     partials = torch.empty(shape, dtype=torch.float32, device=x.device)
-    matrix_kernel[(config.parts, tiles)](
-        x, weight, out if bias is None else bias, out, partials, counters(x.device), rows, outputs,
-        K=inputs, PARTS=config.parts, BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        SWAP=config.swap, GELU=gelu, ADD=bias is None, **launch_options(x.device, config.warps, config.stages),
+    matrix_kernel[(programs,)](
+        *matrix_operands(x, weight, config), out if bias is None else bias, out, partials, counters(x.device),
+        rows, outputs, blocks, BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        GELU=gelu, ADD=bias is None, **launch_options(x.device, config.warps, config.stages),
     )  # fmt: skip

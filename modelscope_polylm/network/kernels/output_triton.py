@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
-from modelscope_polylm.network.kernels.products_triton import matrix_tile, vector_tile
+from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_rows, matrix_tile, vector_tile
 
 # sort key of a place without a token: -inf with the highest id
 EMPTY = tl.constexpr((0x807FFFFF - (1 << 32)) << 32)
@@ -50,12 +50,13 @@ def store_best(keys, values, ids, stored, TOP: tl.constexpr):
 def logits_tile(
     hidden, embedding, first, R, V,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
+    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden: [R, K], embedding: [V, K] -> [ROWS, BLOCK_N] fp32 for tokens first..first+BLOCK_N-1
+    # hidden: [R, K], embedding: [V, K], descriptors if MATRIX -> [ROWS, BLOCK_N] fp32 for the tokens from `first` on
     admit_next(OVERLAP)
     if MATRIX:
-        tile = matrix_tile(hidden, embedding, first, R, V, 0, K, 1, ROWS, BLOCK_N, BLOCK_K, SWAP, OVERLAP)
+        wait_for_previous(OVERLAP)
+        tile = matrix_tile(hidden, embedding, first, 0, tl.cdiv(K, BLOCK_K), ROWS, BLOCK_N, BLOCK_K)
     else:
         tile = vector_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
     return tile
@@ -65,12 +66,12 @@ def logits_tile(
 def candidates_kernel(
     hidden, embedding, values, ids, sums, R, V, limit,
     K: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
+    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden: [R, K], embedding: [V, K], values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile
+    # hidden, embedding: see `logits_tile`, values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile
     tile, tiles = tl.program_id(0), tl.num_programs(0)
     first = tile * BLOCK_N
-    logits = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, SWAP, OVERLAP)
+    logits = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
     token = (first + tl.arange(0, BLOCK_N))[None, :]
     row = tl.arange(0, ROWS)
     logits = tl.where(token < limit, logits, float("-inf"))
@@ -86,11 +87,11 @@ def candidates_kernel(
 def logits_kernel(
     hidden, embedding, logits, R, V, limit,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
+    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden: [R, K], embedding: [V, K], logits: [R, V] fp32
+    # hidden, embedding: see `logits_tile`, logits: [R, V] fp32
     first = tl.program_id(0) * BLOCK_N
-    tile = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, SWAP, OVERLAP)
+    tile = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
     token, row = (first + tl.arange(0, BLOCK_N))[None, :], tl.arange(0, ROWS)[:, None]
     tile = tl.where(token < limit, tile, float("-inf"))
     tl.store(logits + row.to(tl.int64) * V + token, tile, mask=(row < R) & (token < V))
@@ -122,12 +123,12 @@ def reduce_kernel(
 def _tile_arguments(hidden: Tensor, embedding: Tensor, config: VectorConfig | MatrixConfig) -> dict[str, Any]:
     # hidden: [R, K], embedding: [V, K] -> arguments that both kernels of the vocabulary share
     rows, inputs = hidden.shape
-    shape = {"K": inputs, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-    row_block = triton.next_power_of_2(rows)
+    shape = {"R": rows, "V": embedding.shape[0], "K": inputs, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     if isinstance(config, VectorConfig):
-        kind = {"MATRIX": False, "SWAP": False, "ROWS": row_block}
+        kind = {"hidden": hidden, "embedding": embedding, "MATRIX": False, "ROWS": triton.next_power_of_2(rows)}
         return {**shape, **kind, **launch_options(hidden.device, config.warps)}
-    kind = {"MATRIX": True, "SWAP": config.swap, "ROWS": max(16, row_block)}
+    x, weight = matrix_operands(hidden, embedding, config)
+    kind = {"hidden": x, "embedding": weight, "MATRIX": True, "ROWS": matrix_rows(rows)}
     return {**shape, **kind, **launch_options(hidden.device, config.warps, config.stages)}
 
 
@@ -138,10 +139,10 @@ def launch_best(
     rows, device = hidden.shape[0], hidden.device
     tiles = triton.cdiv(limit, config.block_n)
     results = _room(rows, tiles, top, device)
+    names = ("values", "ids", "sums")
     candidates_kernel[(tiles,)](
-        hidden, embedding, *results, rows, embedding.shape[0], limit,
-        TOP=top, **_tile_arguments(hidden, embedding, config),
-    )  # fmt: skip
+        **dict(zip(names, results, strict=True)), limit=limit, TOP=top, **_tile_arguments(hidden, embedding, config)
+    )
     block = REDUCED // triton.next_power_of_2(top)
     while tiles > 1:
         blocks = triton.cdiv(tiles, block)
@@ -169,6 +170,6 @@ def launch_logits(hidden: Tensor, embedding: Tensor, limit: int, config: VectorC
     rows, tokens = hidden.shape[0], embedding.shape[0]
     logits = torch.empty(rows, tokens, dtype=torch.float32, device=hidden.device)
     logits_kernel[(triton.cdiv(tokens, config.block_n),)](
-        hidden, embedding, logits, rows, tokens, limit, **_tile_arguments(hidden, embedding, config)
+        logits=logits, limit=limit, **_tile_arguments(hidden, embedding, config)
     )
     return logits

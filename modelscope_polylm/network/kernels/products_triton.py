@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from modelscope_polylm.network.kernels.configs import MatrixConfig
 from modelscope_polylm.network.kernels.order_triton import wait_for_previous
 
 
@@ -32,37 +35,29 @@ def vector_tile(
 
 
 @triton.jit
-def part_begin(part, K: tl.constexpr, PARTS: tl.constexpr, BLOCK_K: tl.constexpr):
-    # first block of the part-th of PARTS ranges of the blocks of K
-    return part * ((K + BLOCK_K - 1) // BLOCK_K) // PARTS
-
-
-@triton.jit
 def matrix_tile(
-    x, weight, first, R, N, part, K: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWAP: tl.constexpr, OVERLAP: tl.constexpr,
+    x, weight, first, begin, end, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    # x: [R, K], weight: [N, K] -> [BLOCK_M, BLOCK_N] fp32 over one part of K, on the matrix units
-    # SWAP: the weights are the left operand, whose 64 rows or more suit Hopper's warp-group instruction
-    m = tl.arange(0, BLOCK_M)[:, None]
-    n = tl.minimum(first + tl.arange(0, BLOCK_N), N - 1).to(tl.int64)[:, None]
-    cols = tl.arange(0, BLOCK_K)[None, :]
-    HIGH: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
-    WIDE: tl.constexpr = BLOCK_M if SWAP else BLOCK_N
-    total = tl.zeros((HIGH, WIDE), tl.float32)
-    wait_for_previous(OVERLAP)
-    for block in range(part_begin(part, K, PARTS, BLOCK_K), part_begin(part + 1, K, PARTS, BLOCK_K)):
-        k = block * BLOCK_K + cols
-        if K % BLOCK_K == 0:
-            w = tl.load(weight + n * K + k)
-            a = tl.load(x + m * K + k, mask=m < R, other=0.0)
-        else:
-            w = tl.load(weight + n * K + k, mask=k < K, other=0.0)
-            a = tl.load(x + m * K + k, mask=(m < R) & (k < K), other=0.0)
-        if SWAP:
-            total = tl.dot(w, tl.trans(a), total, input_precision="ieee")
-        else:
-            total = tl.dot(a, tl.trans(w), total, input_precision="ieee")
-    if SWAP:
-        total = tl.trans(total)
-    return total
+    # x, weight: descriptors of [R, K] and [N, K], in blocks of [BLOCK_M, BLOCK_K] and [BLOCK_N, BLOCK_K]
+    # -> [BLOCK_M, BLOCK_N] fp32, outputs from `first` on, summed over the blocks begin..end-1 of K on the matrix units
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for block in range(begin, end):
+        w = weight.load([first, block * BLOCK_K])
+        a = x.load([0, block * BLOCK_K])
+        # the weights are the left operand, whose 64 rows or more suit Hopper's warp-group instruction
+        total = tl.dot(w, tl.trans(a), total, input_precision="ieee")
+    return tl.trans(total)
+
+
+def matrix_rows(rows: int) -> int:
+    """Rows of a block of x: at least the 16 of the matrix units."""
+    return max(16, 1 << (rows - 1).bit_length())
+
+
+def matrix_operands(x: Tensor, weight: Tensor, config: MatrixConfig) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """What `matrix_tile` reads; beyond the ends of both there are zeros."""
+    # x: [R, K], weight: [N, K]
+    return (
+        TensorDescriptor.from_tensor(x, [matrix_rows(x.shape[0]), config.block_k]),
+        TensorDescriptor.from_tensor(weight, [config.block_n, config.block_k]),
+    )

@@ -18,8 +18,8 @@ CONFIGS = [
     VectorConfig(block_n=8, block_k=64, warps=1),
     VectorConfig(block_n=16, block_k=32, warps=4),
     MatrixConfig(block_n=32, block_k=32, warps=4, stages=3),
-    MatrixConfig(block_n=16, block_k=32, warps=4, stages=3, parts=3),
-    MatrixConfig(block_n=32, block_k=64, warps=4, stages=2, parts=2, swap=True),
+    MatrixConfig(block_n=16, block_k=32, warps=4, stages=3, even=True),
+    MatrixConfig(block_n=64, block_k=64, warps=4, stages=2, even=True),
 ]
 # neither 21 and 37 outputs nor 144 inputs divide the blocks
 SHAPES = [(1, 37, 144), (3, 32, 64), (5, 21, 144)]

@@ -17,7 +17,7 @@ VOCAB, WIDTH = 150, 48
 CONFIGS = [
     VectorConfig(block_n=32, block_k=64, warps=2),
     MatrixConfig(block_n=32, block_k=32, warps=4, stages=2),
-    MatrixConfig(block_n=64, block_k=32, warps=4, stages=2, swap=True),
+    MatrixConfig(block_n=64, block_k=32, warps=4, stages=2),
 ]
 
 
