@@ -10,7 +10,7 @@ from torch import Tensor
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request, Rows
 from modelscope_polylm.generation.search import Search
-from modelscope_polylm.network.cache import SCRATCH_SLOT, KVCache
+from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.gpt2 import Decoder
 
 PREFILL_TOKENS = 8192
@@ -35,22 +35,23 @@ class Session:
     def begin(self, requests: Sequence[Request], options: GenerationOptions) -> None:
         """Prefill the prompts and choose the first tokens."""
         self.rows.begin(requests)
-        self.search.begin(options)
         size = (self.rows.prompts, self.decoder.config.width)
         hidden = torch.zeros(size, dtype=self.decoder.dtype, device=self.decoder.device)
         for first, chunk in prefill_chunks(requests):
             hidden[first : first + len(chunk)] = self._prefill(first, chunk)
+        # only now: a GPU is at work on the prompts while the host prepares the search
+        self.search.begin(options)
         self.search.steps.select(hidden.repeat_interleave(self.rows.group, dim=0))
 
     def _prefill(self, first: int, requests: Sequence[Request]) -> Tensor:
         # -> [requests, width], the last hidden state of each prompt
-        device, group = self.decoder.device, self.rows.group
+        group = self.rows.group
         longest = max(len(request.prompt) for request in requests)
-        last = torch.tensor([len(request.prompt) - 1 for request in requests], device=device)
         rows = slice(first * group, (first + len(requests)) * group, group)
-        inside = torch.arange(longest, device=device) <= last[:, None]
-        slots = torch.where(inside, self.rows.slot_table[rows, :longest], SCRATCH_SLOT).long()
-        return self.decoder.prefill(self.rows.ids[rows, :longest], slots, self.cache, last)
+        # what stands behind a shorter prompt's end goes to slots of its answer, which are written again before they
+        # are read, or to the scratch slot
+        slots = self.rows.slot_table[rows, :longest].long()
+        return self.decoder.prefill(self.rows.ids[rows, :longest], slots, self.cache, self.rows.prompt_lengths[rows])
 
     def step(self) -> None:
         """Run the current tokens and choose those that follow."""

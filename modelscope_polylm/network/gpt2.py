@@ -52,7 +52,7 @@ class Decoder:
         return self.embedding.dtype
 
     def prefill(
-        self, tokens: Tensor, slots: Tensor | None = None, cache: KVCache | None = None, last: Tensor | None = None
+        self, tokens: Tensor, slots: Tensor | None = None, cache: KVCache | None = None, lengths: Tensor | None = None
     ) -> Tensor:
         """Run whole prompts, padded on the right, and keep their keys and values.
 
@@ -60,30 +60,29 @@ class Decoder:
             tokens: [prompts, length] int64; what stands behind a prompt's end does not change the prompt's result.
             slots: [prompts, length] int64, the cache slot of each position.
             cache: written at `slots`; None keeps nothing.
-            last: [prompts] int64, the position of each prompt's last token, where only that one is wanted.
+            lengths: [prompts], tokens of each prompt, where only the last one's result is wanted.
 
         Returns:
             The hidden states behind the final LayerNorm, in the weights' dtype: [prompts, length, width], or
-            [prompts, width] with `last`.
+            [prompts, width] with `lengths`.
         """
         # tokens: [prompts, length] -> [prompts, length, width] or [prompts, width]
         prompts, length = tokens.shape
-        positions = torch.arange(length, device=tokens.device).repeat(prompts)
-        residual = self._embed(tokens.reshape(-1), positions)
-        chosen = None if last is None else torch.arange(prompts, device=tokens.device) * length + last
-        result = self._prefill_layers(residual, prompts, None if slots is None else slots.reshape(-1), cache, chosen)
-        return result.view(prompts, length, -1) if last is None else result
+        residual = self._embed(tokens, slice(length)).flatten(0, 1)
+        result = self._prefill_layers(residual, prompts, None if slots is None else slots.reshape(-1), cache, lengths)
+        return result.view(prompts, length, -1) if lengths is None else result
 
     def _prefill_layers(
-        self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, chosen: Tensor | None
+        self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, lengths: Tensor | None
     ) -> Tensor:
-        # residual: [tokens, width] fp32, slots: [tokens] -> [n, width], those that are chosen in the last layer, or all
+        # residual: [tokens, width] fp32, slots: [tokens], lengths: [prompts] -> [prompts, width], or [tokens, width]
         for layer, weights in enumerate(self._layers):
             qkv = linear_reference(layer_norm(residual, *weights.ln_1), *weights.c_attn)
             kept = None if cache is None or slots is None else (slots, *cache.layer(layer))
             mixed = prefill_attention(qkv, prompts, self.config.heads, kept)
-            if chosen is not None and layer == self.config.layers - 1:
-                mixed, residual = mixed[chosen], residual[chosen]
+            if lengths is not None and layer == self.config.layers - 1:
+                last = torch.arange(0, len(residual), len(residual) // prompts, device=residual.device) + lengths - 1
+                mixed, residual = mixed[last], residual[last]
             add_product_reference_(residual, mixed, weights.attn_c_proj)
             hidden = linear_reference(layer_norm(residual, *weights.ln_2), *weights.c_fc, gelu=True)
             add_product_reference_(residual, hidden, weights.mlp_c_proj)
@@ -115,8 +114,8 @@ class Decoder:
             add_product_(residual, hidden, weights.mlp_c_proj)
         return layer_norm(residual, *self._final_norm)
 
-    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        # tokens, positions: [n] -> [n, width] fp32
+    def _embed(self, tokens: Tensor, positions: Tensor | slice) -> Tensor:
+        # tokens: [..., n], positions: [n] or a range of n -> [..., n, width] fp32
         return self.embedding[tokens].float() + self.position_embedding[positions]
 
 
