@@ -51,7 +51,11 @@ class Session:
         # what stands behind a shorter prompt's end goes to slots of its answer, which are written again before they
         # are read, or to the scratch slot
         slots = self.rows.slot_table[rows, :longest].long()
-        return self.decoder.prefill(self.rows.ids[rows, :longest], slots, self.cache, self.rows.prompt_lengths[rows])
+        return self._run_prompts(self.rows.ids[rows, :longest], slots, self.rows.prompt_lengths[rows])
+
+    def _run_prompts(self, tokens: Tensor, slots: Tensor, lengths: Tensor) -> Tensor:
+        # tokens, slots: [prompts, length], lengths: [prompts] -> [prompts, width]
+        return self.decoder.prefill(tokens, slots, self.cache, lengths)
 
     def step(self) -> None:
         """Run the current tokens and choose those that follow."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from modelscope_polylm.errors import DeviceError
-from modelscope_polylm.generation.captured import CapturedSession
+from modelscope_polylm.generation.captured import CapturedSession, ShortPrefills
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request, Rows
 from modelscope_polylm.generation.search import SearchShape
@@ -93,19 +93,19 @@ class Sessions:
 
 
 class _Arena:
-    """A cache on the GPU and the captured sessions that are bound to it."""
+    """A cache on the GPU, and the captured prefills and sessions that are bound to it."""
 
     def __init__(self, decoder: Decoder, vocab_limit: int):
         self._decoder, self._vocab_limit = decoder, vocab_limit
-        self._cache: KVCache | None = None
+        self._short_prefills: ShortPrefills | None = None
         # the one used last stands last
         self._sessions: dict[tuple[int, SearchShape], Session] = {}
 
     @property
     def cache_bytes(self) -> int:
-        if self._cache is None:
+        if self._short_prefills is None:
             return 0
-        return self._cache.slots * bytes_per_slot(self._decoder.config, self._decoder.dtype)
+        return self._short_prefills.cache.slots * bytes_per_slot(self._decoder.config, self._decoder.dtype)
 
     @property
     def captured_steps(self) -> int:
@@ -115,21 +115,21 @@ class _Arena:
         config = self._decoder.config
         shape = SearchShape.of(options, config.vocab_size)
         prompts = 1 << (len(requests) - 1).bit_length()
-        cache = self._cache_for(_slots(requests, shape.rows_per_prompt), prompts * shape.rows_per_prompt)
+        prefills = self._prefills_for(_slots(requests, shape.rows_per_prompt), prompts * shape.rows_per_prompt)
         session = self._sessions.pop((prompts, shape), None)
         if session is None:
             rows = Rows(prompts, shape.rows_per_prompt, config.positions, self._decoder.device)
-            session = CapturedSession(self._decoder, options, rows, cache, self._vocab_limit)
+            session = CapturedSession(prefills, options, rows, self._vocab_limit)
         self._sessions[prompts, shape] = session
         if len(self._sessions) > CAPTURED_STEPS:
             del self._sessions[next(iter(self._sessions))]
         return session
 
-    def _cache_for(self, slots: int, rows: int) -> KVCache:
-        if self._cache is not None and self._cache.slots >= slots:
-            return self._cache
+    def _prefills_for(self, slots: int, rows: int) -> ShortPrefills:
+        if self._short_prefills is not None and self._short_prefills.cache.slots >= slots:
+            return self._short_prefills
         self._sessions.clear()
-        self._cache = None
+        self._short_prefills = None
         decoder = self._decoder
         slot_bytes = bytes_per_slot(decoder.config, decoder.dtype)
         available = _available_bytes(decoder.device) // slot_bytes
@@ -140,8 +140,9 @@ class _Arena:
                 "beams, shorter texts, or backend='transformers' with offload."
             )
         roomy = max(1 << (slots - 1).bit_length(), CONTEXTS_AT_FIRST * decoder.config.positions)
-        self._cache = KVCache(decoder.config, min(roomy, available), decoder.device, decoder.dtype)
-        return self._cache
+        cache = KVCache(decoder.config, min(roomy, available), decoder.device, decoder.dtype)
+        self._short_prefills = ShortPrefills(decoder, cache)
+        return self._short_prefills
 
 
 def _slots(requests: Sequence[Request], group: int) -> int:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from modelscope_polylm.generation.captured import SHORT_PROMPTS
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.gpt2 import Decoder
 from tests.generation.models import TURNED, engine_of, generate
-from tests.generation.random_gpt2 import END_TOKENS, PROMPTS, random_model
+from tests.generation.random_gpt2 import END_TOKENS, PROMPTS, VOCABULARY, random_model
 from tests.generation.test_parity import TABLE, options_of, reference
 from tests.network.kernels.random_tensors import relative_error
 
@@ -49,6 +50,19 @@ def test_other_lengths_and_values_are_not_captured_again(pair, monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", None)
     for prompt, length in ((PROMPTS[3], 50), (PROMPTS[1], 7), (PROMPTS[0] * 10, 60)):
         generate(engine, [prompt], **{**first, "max_new_tokens": length, "length_penalty": 1.7})
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_prompts_of_any_length_alone(beams):
+    """The shortest and the longest prompts of every captured prefill, and those that have none."""
+    model = random_model(positions=400)
+    engine = engine_of(model, "cuda")
+    options = {"max_new_tokens": 12, "num_beams": beams, "eos_token_id": END_TOKENS}
+    edges = (length + more for length in SHORT_PROMPTS for more in (-1, 0, 1))
+    for length in (300, *edges, 1, 2):
+        prompt = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+        answers = generate(engine, [prompt], **options)[0]
+        assert [answer.ids for answer in answers] == reference(model, prompt, options), f"{length} tokens"
 
 
 NOT_REACHED = pytest.mark.xfail(raises=AssertionError, strict=True, reason="0.582 on an H100: benchmarks/RESULTS.md")
