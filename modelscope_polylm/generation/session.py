@@ -35,12 +35,11 @@ class Session:
     def begin(self, requests: Sequence[Request], options: GenerationOptions) -> None:
         """Prefill the prompts and choose the first tokens."""
         self.rows.begin(requests)
+        self.search.begin(options)
         size = (self.rows.prompts, self.decoder.config.width)
         hidden = torch.zeros(size, dtype=self.decoder.dtype, device=self.decoder.device)
         for first, chunk in prefill_chunks(requests):
             hidden[first : first + len(chunk)] = self._prefill(first, chunk)
-        # only now: a GPU is at work on the prompts while the host prepares the search
-        self.search.begin(options)
         self.search.steps.select(hidden.repeat_interleave(self.rows.group, dim=0))
 
     def _prefill(self, first: int, requests: Sequence[Request]) -> Tensor:

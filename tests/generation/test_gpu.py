@@ -57,7 +57,7 @@ def test_prompts_of_any_length_alone(beams):
     """The shortest and the longest prompts of every captured prefill, and those that have none."""
     model = random_model(positions=400)
     engine = engine_of(model, "cuda")
-    options = {"max_new_tokens": 12, "num_beams": beams, "eos_token_id": END_TOKENS}
+    options = options_of({"max_new_tokens": 12, "num_beams": beams, "beam_rules": "5"})
     edges = (length + more for length in SHORT_PROMPTS for more in (-1, 0, 1))
     for length in (300, *edges, 1, 2):
         prompt = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)).tolist()
