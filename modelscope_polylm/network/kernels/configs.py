@@ -67,10 +67,7 @@ class PrefillAttentionConfig:
 # most rows and the configuration up to there
 # projections are told apart by their proportions
 MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig], ...]] = {
-    "c_attn": (
-        (32, MatrixConfig(64, 256, 4, stages=3)),
-        (64, MatrixConfig(64, 128, 4, stages=3)),
-    ),
+    "c_attn": ((64, MatrixConfig(64, 128, 4, stages=3)),),
     "attn.c_proj": ((64, MatrixConfig(64, 128, 4, stages=6)),),
     "c_fc": (
         (8, MatrixConfig(64, 128, 4, stages=3)),
@@ -134,5 +131,4 @@ def choose_output(rows: int, top: int, dtype: torch.dtype, device: torch.device)
         return VectorConfig(block_n=16, block_k=256, warps=4) if rows <= 4 else None
     if rows == 1 and top == 1:
         return VectorConfig(block_n=8, block_k=1024, warps=4)
-    blocks = (128, 128, 4) if rows <= 32 else (128, 64, 8)
-    return _fitting(MatrixConfig(*blocks, stages=4), rows, device)
+    return _fitting(MatrixConfig(128, 128, 4, stages=4), rows, device)
