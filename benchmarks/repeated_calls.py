@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from modelscope_polylm.app.bench.engines import NO_END, Ours
 from modelscope_polylm.app.bench.shapes import SHAPES, shape_config
 from modelscope_polylm.app.bench.works import BEAMS, GREEDY, SAMPLING
-from modelscope_polylm.generation.captured import CapturedSession
+from modelscope_polylm.generation import captured
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generation.options import GenerationOptions
 
@@ -40,13 +41,13 @@ class CaptureCount:
 
     def __init__(self) -> None:
         self.value = 0
-        capture = CapturedSession._capture
+        capture = captured._capture
 
-        def counted(session: CapturedSession) -> torch.cuda.CUDAGraph:
+        def counted(graph: torch.cuda.CUDAGraph, work: Callable[[], Any]) -> Any:
             self.value += 1
-            return capture(session)
+            return capture(graph, work)
 
-        CapturedSession._capture = counted  # type: ignore[method-assign]
+        captured._capture = counted
 
 
 def times(engine: Engine, prompt: int, options: dict[str, Any]) -> tuple[float, float]:
