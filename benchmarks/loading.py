@@ -25,6 +25,7 @@ from benchmarks.loading_snapshot import LAYOUTS, stored_bytes, write_snapshot
 from benchmarks.loading_times import loading_times
 from benchmarks.own_process import run_apart
 from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.network.upload import READERS
 
 PROCESSES = 2
 
@@ -92,7 +93,7 @@ def parsed() -> argparse.Namespace:
         parser.error(f"--layout names {', '.join(sorted(unknown))}: there are {', '.join(LAYOUTS)}")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no GPU here: try the benchmark with --device cpu --shape small")
-    arguments.threads = arguments.threads or sorted({torch.get_num_threads(), os.cpu_count() or 1})
+    arguments.threads = arguments.threads or sorted({READERS, os.cpu_count() or READERS})
     return arguments
 
 
@@ -104,7 +105,7 @@ def listed(text: str) -> Sequence[str]:
 def main() -> None:
     """Time all layouts; print and write what is known after each process."""
     arguments = parsed()
-    facts: dict[str, Any] = {"shape": arguments.shape, "threads": torch.get_num_threads(), "results": []}
+    facts: dict[str, Any] = {"shape": arguments.shape, "readers": READERS, "results": []}
     try:
         for figures in measured(arguments):
             print("\n".join(lines(figures)), flush=True)

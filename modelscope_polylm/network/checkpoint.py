@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pickle
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -31,10 +32,15 @@ SAFETENSORS_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TensorHeader:
-    """Shape of a stored tensor and torch's name of its type, such as 'bfloat16'."""
+    """Shape of a stored tensor and torch's name of its type, such as 'bfloat16'.
+
+    Attributes:
+        begin: where its bytes stand in the file, row by row; None if they are in another order, or not known.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    begin: int | None = None
 
 
 class CheckpointFile:
@@ -94,19 +100,36 @@ class CheckpointFile:
     def _safetensors_headers(self) -> dict[str, TensorHeader]:
         headers = {}
         with safetensors.safe_open(self.path, framework="pt", device="cpu") as file:
+            begins = self._safetensors_begins()
             for name in file.keys():  # noqa: SIM118  (a safetensors file is not a mapping)
                 part = file.get_slice(name)
                 dtype = SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype().lower())
-                headers[name] = TensorHeader(tuple(part.get_shape()), dtype)
+                headers[name] = TensorHeader(tuple(part.get_shape()), dtype, begins[name])
         return headers
 
+    def _safetensors_begins(self) -> dict[str, int]:
+        # the library, which has checked the file, gives no positions: https://huggingface.co/docs/safetensors, "Format"
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+
     def _pickle_headers(self) -> dict[str, TensorHeader]:
-        # A zip is mapped, an older pickle is read through without being kept.
-        location, mapped = ("cpu", True) if self._is_zip() else ("meta", False)
-        stored = torch.load(self.path, map_location=location, weights_only=True, mmap=mapped)
+        # no numbers are read from a zip; an older pickle is read through without being kept
+        stored = torch.load(self.path, map_location="meta", weights_only=True)
         if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
             raise SnapshotError(f"{self.path.name} holds something other than a flat dictionary of tensors")
-        return {name: TensorHeader(tuple(value.shape), str(value.dtype)[6:]) for name, value in stored.items()}
+        return {
+            name: TensorHeader(tuple(value.shape), str(value.dtype)[6:], _begin(value))
+            for name, value in stored.items()
+        }
+
+
+def _begin(tensor: Tensor) -> int | None:
+    # tensor: on the meta device, where torch.load notes the places of a zip's storages
+    storage = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    return storage + tensor.storage_offset() * tensor.element_size() if storage and tensor.is_contiguous() else None
 
 
 def _reason(error: Exception) -> str:

@@ -1,66 +1,114 @@
-"""Moves tensors that are mapped from files to a device; to a GPU through page-locked buffers."""
+"""Moves tensors of files to a device; to a GPU by several readers, through page-locked buffers."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+import concurrent.futures
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 << 20
-BUFFERS = 3
-"""Page-locked chunks: one is filled while the GPU fetches those before it."""
+from modelscope_polylm.network.source import Fill, OpenFiles, Source
+
+CHUNK_BYTES = 16 << 20
+READERS = 16
+"""Each has one page-locked buffer of CHUNK_BYTES, which takes long to fill and which the GPU fetches at once."""
+AHEAD_BYTES = 1 << 30
+"""Bytes of tensors that may be on their way to a GPU while an earlier one is waited for."""
 
 Label = TypeVar("Label")
 
 
-def upload(labelled: Iterable[tuple[Label, Tensor]], device: torch.device) -> Iterator[tuple[Label, Tensor, Tensor]]:
-    """Takes labelled contiguous CPU tensors; gives each label, the tensor, and the tensor on the device, in order.
+def upload(labelled: Iterable[tuple[Label, Source]], device: torch.device) -> Iterator[tuple[Label, Tensor, Tensor]]:
+    """Gives each label, the tensor on the CPU, and the tensor on the device, in order.
 
-    What it gives is ready for work on the current stream. On its way to CUDA the host holds BUFFERS * CHUNK_BYTES
-    beside the tensors, which all of torch's threads read: a plain copy from mapped memory is read by one thread and
-    staged by the driver, at a fraction of the bus's speed.
+    What it gives is ready for work on the current stream. To CUDA the tensors that follow are on their way before one
+    is waited for, and the host holds READERS * CHUNK_BYTES beside the mapped files; a plain copy from mapped memory is
+    read by one thread and staged by the driver, at a fraction of the bus's speed.
+
+    Raises:
+        OSError: a file ends too early.
     """
-    way = _PinnedWay(device) if device.type == "cuda" else None
-    for label, tensor in labelled:
-        yield label, tensor, tensor.to(device) if way is None else way.send(tensor)
+    if device.type != "cuda":
+        for label, source in labelled:
+            yield label, source.tensor, source.tensor.to(device)
+        return
+    begun: deque[tuple[Label, Tensor, Callable[[], Tensor]]] = deque()
+    ahead = 0
+    with contextlib.closing(_Readers(device)) as readers:
+        for label, source in labelled:
+            begun.append((label, source.tensor, readers.begin(source)))
+            ahead += source.tensor.nbytes
+            while len(begun) > 1 and ahead > AHEAD_BYTES:
+                first, tensor, moved = begun.popleft()
+                ahead -= tensor.nbytes
+                yield first, tensor, moved()
+        yield from ((label, tensor, moved()) for label, tensor, moved in begun)
+
+
+class _Readers:
+    """Threads that read chunks of tensors, each with a way of its own to the GPU."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._threads = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix="polylm-upload")
+        self._own = threading.local()
+        self._files = OpenFiles()
+
+    def begin(self, source: Source) -> Callable[[], Tensor]:
+        """Send a tensor; gives what waits for it, for the current stream's sake, and returns it."""
+        result = torch.empty(source.tensor.shape, dtype=source.tensor.dtype, device=self._device)
+        # the memory may still be in use by work that is queued on the current stream
+        ready = torch.cuda.current_stream(self._device).record_event()
+        fill = source.filling(self._files)
+        chunks = enumerate(result.reshape(-1).view(torch.uint8).split(CHUNK_BYTES))
+        copies = [
+            self._threads.submit(self._copy, fill, number * CHUNK_BYTES, chunk, ready) for number, chunk in chunks
+        ]
+
+        def moved() -> Tensor:
+            for copy in copies:
+                torch.cuda.current_stream(self._device).wait_event(copy.result())
+            return result
+
+        return moved
+
+    def _copy(self, fill: Fill, start: int, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
+        # target: [bytes] on the device -> when the bytes are there
+        if not hasattr(self._own, "way"):
+            self._own.way = _PinnedWay(self._device)
+        copied: torch.cuda.Event = self._own.way.send(fill, start, target, ready)
+        return copied
+
+    def close(self) -> None:
+        """Stop the readers, let their buffers go and close the files."""
+        self._threads.shutdown(cancel_futures=True)
+        torch.cuda.synchronize(self._device)
+        self._files.close()
 
 
 class _PinnedWay:
-    """A stream to a GPU, and page-locked buffers that take turns."""
+    """One reader's way to the GPU: a stream and a page-locked buffer."""
 
     def __init__(self, device: torch.device):
-        self._device, self._stream = device, torch.cuda.Stream(device)
-        self._buffers = itertools.cycle([_Buffer() for _ in range(BUFFERS)])
-
-    def send(self, tensor: Tensor) -> Tensor:
-        """The tensor's copy on the GPU, which work on the current stream waits for."""
-        # tensor: any shape -> the same shape
-        result = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
-        present = torch.cuda.current_stream(self._device)
-        # the memory may still be in use by work that is queued there
-        self._stream.wait_stream(present)
-        source, target = (each.reshape(-1).view(torch.uint8) for each in (tensor, result))
-        for chunk in zip(source.split(CHUNK_BYTES), target.split(CHUNK_BYTES), strict=True):
-            next(self._buffers).send(*chunk, self._stream)
-        present.wait_stream(self._stream)
-        return result
-
-
-class _Buffer:
-    """Page-locked memory, and the event behind which the GPU no longer reads it."""
-
-    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream(device)
         self._memory = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True)
         self._fetched = torch.cuda.Event()
 
-    def send(self, source: Tensor, target: Tensor, stream: torch.cuda.Stream) -> None:
-        # source: [bytes] on the host, target: [bytes] on the device
+    def send(self, fill: Fill, start: int, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
+        """Fill the buffer, and have the GPU fetch it once `ready`; gives the event that it has it."""
+        # target: [bytes] on the device
         self._fetched.synchronize()
-        part = self._memory[: len(source)]
-        part.copy_(source)
-        with torch.cuda.stream(stream):
+        part = self._memory[: len(target)]
+        fill(start, part)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
             target.copy_(part, non_blocking=True)
-        self._fetched.record(stream)
+            # a new one each time: the present one may still be waited for elsewhere
+            self._fetched = torch.cuda.Event()
+            self._fetched.record(self._stream)
+        return self._fetched

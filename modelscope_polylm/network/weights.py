@@ -13,6 +13,7 @@ from torch import Tensor
 from modelscope_polylm.errors import DeviceError, SnapshotError
 from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.source import Source
 from modelscope_polylm.network.upload import upload
 from modelscope_polylm.network.weight_index import read_weight_index
 from modelscope_polylm.network.weight_problems import tensor_problems
@@ -102,11 +103,13 @@ class WeightFiles:
             raise DeviceError(text) from error
         return weights
 
-    def _read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    def _read(self, names: set[str]) -> Iterator[tuple[str, Source]]:
         for file in self.files:
             wanted = {stored for stored in file.headers if stored.removeprefix(PREFIX) in names}
             for stored, tensor in file.tensors(wanted):
-                yield stored.removeprefix(PREFIX), tensor
+                begin = file.headers[stored].begin
+                source = Source(tensor) if begin is None else Source(tensor, file.path, begin)
+                yield stored.removeprefix(PREFIX), source
 
     def _headers(self) -> Iterator[tuple[str, TensorHeader]]:
         for file in self.files:
@@ -134,7 +137,7 @@ class WeightFiles:
     def _compare_head(self, embedding: Tensor) -> None:
         # embedding: [vocab, width]
         for _, head in self._read({HEAD}):
-            if head.shape != embedding.shape or not _equal(head, embedding):
+            if head.tensor.shape != embedding.shape or not _equal(head, embedding):
                 logger.warning(
                     "%s: lm_head.weight differs from wte.weight and is not used; PolyLM's output layer is wte.weight. "
                     "If these weights were trained with an output layer of their own, answers will be wrong.",
@@ -151,8 +154,8 @@ def place(tensor: Tensor, moved: Tensor, dtype: torch.dtype, turned: bool) -> Te
     return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
 
 
-def _equal(head: Tensor, embedding: Tensor) -> bool:
-    # head, embedding: [vocab, width]
+def _equal(head: Source, embedding: Tensor) -> bool:
+    # head.tensor, embedding: [vocab, width]
     blocks = zip(embedding.split(HEAD_ROWS), head.split(HEAD_ROWS), strict=True)
     moved_blocks = upload(blocks, embedding.device)
     return all(torch.equal(moved.to(embedding.dtype), expected) for expected, _, moved in moved_blocks)

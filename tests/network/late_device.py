@@ -34,10 +34,13 @@ class Stream:
     def add(self, work: Callable[[], object]) -> None:
         self._work.put(work)
 
-    def wait_stream(self, other: Stream) -> None:
-        event = Event()
-        event.record(other)
+    def wait_event(self, event: Event) -> None:
         self.add(event.last.wait)
+
+    def record_event(self) -> Event:
+        event = Event()
+        event.record(self)
+        return event
 
 
 class Event:
@@ -81,6 +84,7 @@ class LateTorch:
             Event=Event,
             stream=_stream,
             current_stream=lambda device: self.main,
+            synchronize=lambda device: None,
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelscope_polylm.network.checkpoint import CheckpointFile
 from modelscope_polylm.network.weights import PROJECTION, WeightFiles, declared_shapes
 from tests.snapshots import LAYOUTS, build_snapshot, checkpoint_tensors, random_model, read_config, write_weights
 
@@ -47,6 +48,29 @@ def test_layouts(tmp_path: Path, expected: dict[str, Tensor], layout: str, dtype
 def test_target_dtype(random_snapshot: Path, expected: dict[str, Tensor], dtype: torch.dtype) -> None:
     for name, tensor in load(random_snapshot, dtype).items():
         assert torch.equal(tensor, expected[name].to(dtype)), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bytes_stand_where_the_headers_say(tmp_path: Path, layout: str) -> None:
+    for file in WeightFiles(build_snapshot(tmp_path, layout, torch.bfloat16)).files:
+        content = file.path.read_bytes()
+        for name, tensor in file.tensors(file.headers):
+            begin = file.headers[name].begin
+            assert begin is not None, name
+            stored = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert content[begin : begin + len(stored)] == stored, name
+
+
+def test_bytes_that_are_not_in_one_piece_have_no_place(tmp_path: Path) -> None:
+    tensor = torch.arange(20.0).view(4, 5)
+    torch.save({"turned": tensor.t(), "part": tensor[1:3]}, tmp_path / "zip.bin")
+    torch.save({"part": tensor[1:3]}, tmp_path / "older.bin", _use_new_zipfile_serialization=False)
+    headers = CheckpointFile(tmp_path / "zip.bin").headers
+    assert headers["turned"].begin is None
+    begin = headers["part"].begin
+    content = (tmp_path / "zip.bin").read_bytes()
+    assert begin is not None and content[begin : begin + 40] == tensor[1:3].numpy().tobytes()
+    assert CheckpointFile(tmp_path / "older.bin").headers["part"].begin is None
 
 
 def test_older_pickle(random_snapshot: Path, tmp_path: Path, expected: dict[str, Tensor]) -> None:

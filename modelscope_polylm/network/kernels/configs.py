@@ -131,4 +131,6 @@ def choose_output(rows: int, top: int, dtype: torch.dtype, device: torch.device)
         return VectorConfig(block_n=16, block_k=256, warps=4) if rows <= 4 else None
     if rows == 1 and top == 1:
         return VectorConfig(block_n=8, block_k=1024, warps=4)
-    return _fitting(MatrixConfig(128, 128, 4, stages=4), rows, device)
+    # what many rows keep of a tile is sorted out by more warps
+    blocks = (128, 128, 4) if rows <= 32 else (128, 64, 8)
+    return _fitting(MatrixConfig(*blocks, stages=4), rows, device)
