@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import loading
+from benchmarks import loading, loading_variants
 from benchmarks.loading_rates import plain_rate, read_rates
 from benchmarks.loading_snapshot import planned_shards, stored_bytes, write_snapshot
 from benchmarks.own_process import run_apart
+from modelscope_polylm.network import upload
 from modelscope_polylm.snapshot import open_snapshot
 
 
@@ -59,6 +60,24 @@ def test_nothing_is_left_where_a_process_fails(monkeypatch: pytest.MonkeyPatch, 
     arguments = {"shape": "small", "device": "cpu", "folder": tmp_path, "threads": [1]}
     with pytest.raises(ValueError, match="for a person"):
         list(loading.measured(Namespace(read_only=False, keep=False, layout=["bin"], **arguments)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_variants_are_loaded_twice_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("READERS", "CHUNK_BYTES"):
+        monkeypatch.setattr(upload, name, getattr(upload, name))
+    arguments = ["--shape", "small", "--device", "cpu", "--folder", str(tmp_path), "--variants", "2x1,3x4"]
+    monkeypatch.setattr("sys.argv", ["loading_variants", *arguments])
+    loading_variants.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == [
+        f"{variant}, {load} load"
+        for variant in ("2 readers of 1 MiB", "3 readers of 4 MiB")
+        for load in ("first", "second")
+    ]
+    assert (upload.READERS, upload.CHUNK_BYTES) == (3, 4 << 20)
     assert not list(tmp_path.iterdir())
 
 

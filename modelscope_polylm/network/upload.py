@@ -14,9 +14,12 @@ from torch import Tensor
 
 from modelscope_polylm.network.source import Fill, OpenFiles, Source
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 64 << 20
 READERS = 16
-"""Each has one page-locked buffer of CHUNK_BYTES, which takes long to fill and which the GPU fetches at once."""
+"""Each has one page-locked buffer of CHUNK_BYTES, which takes long to fill and which the GPU fetches at once.
+
+Every chunk costs turns at the interpreter's lock, so large ones are faster (benchmarks/RESULTS.md, section 6).
+"""
 AHEAD_BYTES = 1 << 30
 """Bytes of tensors that may be on their way to a GPU while an earlier one is waited for."""
 
