@@ -41,12 +41,12 @@ class CapturedSession(Session):
         if self._graph is not None:
             self._graph.replay()
         elif self._warm:
-            self._graph = torch.cuda.CUDAGraph()
-            steps = self.search.steps
+            graph, steps = torch.cuda.CUDAGraph(), self.search.steps
             if isinstance(steps, TokenSearch) and steps.sampler is not None:
-                self._graph.register_generator_state(steps.sampler.generator)
-            _capture(self._graph, super().step)
-            self._graph.replay()
+                graph.register_generator_state(steps.sampler.generator)
+            _capture(graph, super().step)
+            self._graph = graph
+            graph.replay()
         else:
             super().step()
             self._warm = True

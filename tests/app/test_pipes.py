@@ -73,7 +73,9 @@ def test_interrupt(seconds: float) -> None:
     if process.returncode == 0:  # it was quicker
         assert output.endswith(b"\n")
     else:
-        assert (process.returncode, errors) == (130, b"Interrupted.\n")
+        # if it came while an import ran a text by exec(), Python ends itself by the signal, which shells call 130, too
+        assert process.returncode in (130, -signal.SIGINT)
+        assert errors == b"Interrupted.\n"
 
 
 def test_no_colour_and_no_bars_in_a_pipe() -> None:
