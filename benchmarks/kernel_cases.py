@@ -48,9 +48,12 @@ def product_case(setting: Setting, name: str, rows: int) -> Case:
 
 def norm_case(setting: Setting, rows: int) -> Case:
     width = setting.shape.width
-    weight, bias, x = setting.random(width), setting.random(width), setting.random(rows, width, dtype=torch.float32)
+    weight, bias = setting.random(width), setting.random(width)
+    x, shift = setting.random(rows, width, dtype=torch.float32), setting.random(width, dtype=torch.float32)
     return Case(
-        f"norm {rows} rows", 6 * rows * width, lambda _: [lambda: layer_norm.layer_norm(x, weight, bias, 1e-5)] * 20
+        f"norm {rows} rows",
+        6 * rows * width,
+        lambda _: [lambda: layer_norm.layer_norm(x, weight, bias, 1e-5, shift)] * 20,
     )
 
 

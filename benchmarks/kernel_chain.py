@@ -81,7 +81,7 @@ def run_layers(chain: Chain, rows: Rows, configs: dict[str, Any] | None = None) 
 def run_step(chain: Chain, rows: Rows, top: int, configs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
     """All layers, the output layer and the choice of the best tokens."""
     # -> values, ids: [R, top]
-    hidden = layer_norm(run_layers(chain, rows, configs), *chain.norms[0], 1e-5)
+    hidden = layer_norm(run_layers(chain, rows, configs), *chain.norms[0], 1e-5, chain.shift)
     values, ids, _ = output_best(hidden, chain.embedding, top, chain.embedding.shape[0], (configs or {}).get("output"))
     return values, ids
 

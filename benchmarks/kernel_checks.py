@@ -53,9 +53,10 @@ def check_linear(setting: Setting, rows: int, outputs: int, inputs: int, config:
 def check_norm(setting: Setting, rows: int, width: int) -> float:
     x = setting.random(rows, width, dtype=torch.float32, scale=3.0) + 1.0
     weight, bias = setting.random(width), setting.random(width)
-    exact = F.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+    shift = setting.random(width, dtype=torch.float32)
+    exact = F.layer_norm(x.double() + shift, (width,), weight.double(), bias.double(), 1e-5)
     poison(rows, width, dtype=setting.dtype, device=setting.device)
-    return relative_error(layer_norm.layer_norm(x, weight, bias, 1e-5), exact)
+    return relative_error(layer_norm.layer_norm(x, weight, bias, 1e-5, shift), exact)
 
 
 def check_attention(

@@ -1,8 +1,8 @@
 """Block shapes of the kernels, from small tables; nothing is tuned at run time.
 
-The 16-bit choices come from `python -m benchmarks.kernel_tuning` on an NVIDIA H200 with the 13B shape: they are those
-that made a whole captured step fast, which are not always those that are fastest alone (benchmarks/RESULTS.md). Cards
-with less shared memory take fewer stages of the same blocks.
+The 16-bit choices were tuned on an NVIDIA H200 and, the matrix-unit ones, on an H100, with the 13B shape
+(`python -m benchmarks.kernel_tuning`): they are those that made a whole captured step fast, which are not always those
+that are fastest alone (benchmarks/RESULTS.md). Cards with less shared memory take fewer stages of the same blocks.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ class MatrixConfig:
 
     def shared_bytes(self, rows: int) -> int:
         """What the pipelined reads of weights and inputs keep in shared memory, in 16 bits."""
-        block_m = max(16, 1 << (rows - 1).bit_length())
-        return self.stages * (self.block_n + block_m) * self.block_k * 2
+        return self.stages * (self.block_n + matrix_rows(rows)) * self.block_k * 2
+
+
+def matrix_rows(rows: int) -> int:
+    """Rows of the inputs' blocks in a matrix-unit kernel: a power of two, at least the 16 of those units."""
+    return max(16, 1 << (rows - 1).bit_length())
 
 
 @dataclass(frozen=True)

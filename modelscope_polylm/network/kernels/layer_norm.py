@@ -9,22 +9,19 @@ from torch import Tensor
 from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 
-def layer_norm_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, shift: Tensor | None = None
-) -> Tensor:
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, shift: Tensor) -> Tensor:
     """Plain torch twin of `layer_norm`."""
     # x: [R, D], weight, bias, shift: [D] -> [R, D]
-    shifted = x.float() if shift is None else x.float() + shift
-    return F.layer_norm(shifted, x.shape[-1:], weight.float(), bias.float(), epsilon).to(weight.dtype)
+    return F.layer_norm(x.float() + shift, x.shape[-1:], weight.float(), bias.float(), epsilon).to(weight.dtype)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, shift: Tensor | None = None) -> Tensor:
-    """Normalises each row of x [R, D], or of x + shift, and returns [R, D] in the dtype of `weight` [D] and `bias` [D].
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, shift: Tensor) -> Tensor:
+    """Normalises each row of x [R, D] + shift [D] and returns [R, D] in the dtype of `weight` [D] and `bias` [D].
 
-    Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32; `shift` is [D] fp32.
+    Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32; x and `shift` are fp32.
     """
     # x: [R, D] fp32, shift: [D] -> [R, D]
-    if not uses_triton(x, weight, bias, *(() if shift is None else (shift,))):
+    if not uses_triton(x, weight, bias, shift):
         return layer_norm_reference(x, weight, bias, epsilon, shift)
     from modelscope_polylm.network.kernels.layer_norm_triton import launch_layer_norm
 

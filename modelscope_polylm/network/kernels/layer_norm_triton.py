@@ -12,35 +12,29 @@ from modelscope_polylm.network.kernels.order_triton import admit_next, launch_op
 
 @triton.jit
 def layer_norm_kernel(
-    x, weight, bias, shift, out, epsilon,
-    D: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, OVERLAP: tl.constexpr,
+    x, weight, bias, shift, out, epsilon, D: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # x: [R, D] fp32, out: [R, D], weight, bias, shift: [D]
     admit_next(OVERLAP)
     d = tl.arange(0, WIDTH)
     scale = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
     offset = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
-    if SHIFT:
-        constant = tl.load(shift + d, mask=d < D, other=0.0)
+    constant = tl.load(shift + d, mask=d < D, other=0.0)
     wait_for_previous(OVERLAP)
     place = tl.program_id(0).to(tl.int64) * D + d
-    value = tl.load(x + place, mask=d < D, other=0.0).to(tl.float32)
-    if SHIFT:
-        value += constant
+    value = tl.load(x + place, mask=d < D, other=0.0).to(tl.float32) + constant
     mean = tl.sum(value) / D
     centred = tl.where(d < D, value - mean, 0.0)
     deviation = tl.rsqrt(tl.sum(centred * centred) / D + epsilon)
     tl.store(out + place, centred * deviation * scale + offset, mask=d < D)
 
 
-def launch_layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float, shift: Tensor | None
-) -> None:
+def launch_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float, shift: Tensor) -> None:
     # x: [R, D] fp32, out: [R, D], weight, bias, shift: [D]
     rows, width = x.shape
     # few rows want each to be quick, many want more of them at once
     warps = 8 if rows <= MAX_ROWS else 4
     layer_norm_kernel[(rows,)](
-        x, weight, bias, x if shift is None else shift, out, epsilon,
-        D=width, WIDTH=triton.next_power_of_2(width), SHIFT=shift is not None, **launch_options(x.device, warps),
+        x, weight, bias, shift, out, epsilon,
+        D=width, WIDTH=triton.next_power_of_2(width), **launch_options(x.device, warps),
     )  # fmt: skip

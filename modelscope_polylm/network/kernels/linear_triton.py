@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
+from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, matrix_rows
 from modelscope_polylm.network.kernels.dispatch import counters, multiprocessors
 from modelscope_polylm.network.kernels.order_triton import (
     admit_next,
@@ -15,7 +15,7 @@ from modelscope_polylm.network.kernels.order_triton import (
     launch_options,
     wait_for_previous,
 )
-from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_rows, matrix_tile, vector_tile
+from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_tile, vector_tile
 
 
 @triton.jit
@@ -48,24 +48,35 @@ def vector_kernel(
 
 
 @triton.jit
+def first_block(program, every):
+    # of all `every` blocks of K of all tiles, the first of a program's
+    return program * every // tl.num_programs(0)
+
+
+@triton.jit
+def partial_place(program, tile, every, BLOCKS):
+    # a program keeps parts of the tile that it begins with and of one after it
+    return program * 2 + (first_block(program, every) // BLOCKS != tile).to(tl.int32)
+
+
+@triton.jit
 def combine(
     total, tile, every, bias, out, partials, counter, R, N, BLOCKS,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     # total: [BLOCK_M, BLOCK_N] fp32, one program's part of a tile; the last of the tile's programs adds all parts
-    # partials: [programs, 2, BLOCK_M, BLOCK_N] fp32: of the tile that a program begins with, and of one after it
-    program, programs = tl.program_id(0), tl.num_programs(0)
+    # partials: [programs, 2, BLOCK_M, BLOCK_N] fp32
+    programs = tl.num_programs(0)
     SIZE: tl.constexpr = BLOCK_M * BLOCK_N
     cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    later = (program * every // programs) // BLOCKS != tile
-    tl.store(partials + (program * 2 + later.to(tl.int32)) * SIZE + cell, total)
+    tl.store(partials + partial_place(tl.program_id(0), tile, every, BLOCKS) * SIZE + cell, total)
     first = ((tile * BLOCKS + 1) * programs - 1) // every
     last = ((tile + 1) * BLOCKS * programs - 1) // every
     if last_to_arrive(counter + tile, last - first + 1):
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for other in range(first, last + 1):
-            later = (other * every // programs) // BLOCKS != tile
-            total += tl.load(partials + (other * 2 + later.to(tl.int32)) * SIZE + cell, cache_modifier=".cg")
+            place = partials + partial_place(other, tile, every, BLOCKS) * SIZE
+            total += tl.load(place + cell, cache_modifier=".cg")
         finish(total, bias, out, tile * BLOCK_N + tl.arange(0, BLOCK_N), R, N, BLOCK_M, GELU, ADD)
 
 
@@ -77,9 +88,8 @@ def matrix_kernel(
 ):  # fmt: skip
     # x, weight: see `matrix_tile`, bias: [N], out: [R, N], counter: [tiles]
     # the programs share the BLOCKS blocks of K of all tiles, in order and evenly: one tile each, or parts of some
-    program, programs = tl.program_id(0), tl.num_programs(0)
     every = tl.cdiv(N, BLOCK_N) * BLOCKS
-    at, end = program * every // programs, (program + 1) * every // programs
+    at, end = first_block(tl.program_id(0), every), first_block(tl.program_id(0) + 1, every)
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
     while at < end:

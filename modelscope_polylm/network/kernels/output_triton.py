@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
+from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, matrix_rows
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
-from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_rows, matrix_tile, vector_tile
+from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_tile, vector_tile
 
 # sort key of a place without a token: -inf with the highest id
 EMPTY = tl.constexpr((0x807FFFFF - (1 << 32)) << 32)
@@ -64,11 +64,11 @@ def logits_tile(
 
 @triton.jit
 def candidates_kernel(
-    hidden, embedding, values, ids, sums, R, V, limit,
+    values, ids, sums, limit, hidden, embedding, R, V,
     K: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden, embedding: see `logits_tile`, values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile
+    # values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile; hidden, embedding: see `logits_tile`
     tile, tiles = tl.program_id(0), tl.num_programs(0)
     first = tile * BLOCK_N
     logits = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
@@ -85,11 +85,11 @@ def candidates_kernel(
 
 @triton.jit
 def logits_kernel(
-    hidden, embedding, logits, R, V, limit,
+    logits, limit, hidden, embedding, R, V,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden, embedding: see `logits_tile`, logits: [R, V] fp32
+    # logits: [R, V] fp32; hidden, embedding: see `logits_tile`
     first = tl.program_id(0) * BLOCK_N
     tile = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
     token, row = (first + tl.arange(0, BLOCK_N))[None, :], tl.arange(0, ROWS)[:, None]
@@ -139,10 +139,7 @@ def launch_best(
     rows, device = hidden.shape[0], hidden.device
     tiles = triton.cdiv(limit, config.block_n)
     results = _room(rows, tiles, top, device)
-    names = ("values", "ids", "sums")
-    candidates_kernel[(tiles,)](
-        **dict(zip(names, results, strict=True)), limit=limit, TOP=top, **_tile_arguments(hidden, embedding, config)
-    )
+    candidates_kernel[(tiles,)](*results, limit, TOP=top, **_tile_arguments(hidden, embedding, config))
     block = REDUCED // triton.next_power_of_2(top)
     while tiles > 1:
         blocks = triton.cdiv(tiles, block)
@@ -169,7 +166,5 @@ def launch_logits(hidden: Tensor, embedding: Tensor, limit: int, config: VectorC
     # hidden: [R, K], embedding: [V, K] -> [R, V] fp32
     rows, tokens = hidden.shape[0], embedding.shape[0]
     logits = torch.empty(rows, tokens, dtype=torch.float32, device=hidden.device)
-    logits_kernel[(triton.cdiv(tokens, config.block_n),)](
-        logits=logits, limit=limit, **_tile_arguments(hidden, embedding, config)
-    )
+    logits_kernel[(triton.cdiv(tokens, config.block_n),)](logits, limit, **_tile_arguments(hidden, embedding, config))
     return logits

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig
+from modelscope_polylm.network.kernels.configs import MatrixConfig, matrix_rows
 from modelscope_polylm.network.kernels.order_triton import wait_for_previous
 
 
@@ -47,11 +47,6 @@ def matrix_tile(
         # the weights are the left operand, whose 64 rows or more suit Hopper's warp-group instruction
         total = tl.dot(w, tl.trans(a), total, input_precision="ieee")
     return tl.trans(total)
-
-
-def matrix_rows(rows: int) -> int:
-    """Rows of a block of x: at least the 16 of the matrix units."""
-    return max(16, 1 << (rows - 1).bit_length())
 
 
 def matrix_operands(x: Tensor, weight: Tensor, config: MatrixConfig) -> tuple[TensorDescriptor, TensorDescriptor]:

@@ -70,7 +70,7 @@ def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> N
     """Calls every operation once with its default configuration, in the sizes of the 13B network."""
     width = 128 * heads
     x, residual, bias = zeros(rows, width), torch.zeros(rows, width), zeros(4 * width)
-    layer_norm(residual, bias[:width], bias[:width], 1e-5)
+    layer_norm(residual, bias[:width], bias[:width], 1e-5, torch.zeros(width))
     linear(x, zeros(3 * width, width), bias[: 3 * width])
     add_product_(residual, x, zeros(width, width))
     linear(x, zeros(4 * width, width), bias, gelu=True)

@@ -12,28 +12,31 @@ from tests.network.kernels.random_tensors import random, relative_error
 def test_kernel_agrees_with_the_twin(rows, width, device, dtype, tolerance):
     x = random(rows, width, device=device, scale=3.0) + 5.0
     weight, bias = random(width, dtype=dtype, device=device), random(width, dtype=dtype, device=device)
-    result = layer_norm(x, weight, bias, 1e-5)
+    nothing = torch.zeros(width, device=device)
+    result = layer_norm(x, weight, bias, 1e-5, nothing)
     assert result.dtype == dtype
-    assert relative_error(result, layer_norm_reference(x, weight.float(), bias.float(), 1e-5)) < tolerance
+    assert relative_error(result, layer_norm_reference(x, weight.float(), bias.float(), 1e-5, nothing)) < tolerance
 
 
 def test_shift_before_the_norm(device, dtype, tolerance):
     x, shift = random(3, 100, device=device), random(100, device=device, scale=4.0)
     weight, bias = random(100, dtype=dtype, device=device), random(100, dtype=dtype, device=device)
-    before, expected = x.clone(), layer_norm_reference(x + shift, weight.float(), bias.float(), 1e-5)
+    nothing = torch.zeros_like(shift)
+    before, expected = x.clone(), layer_norm_reference(x + shift, weight.float(), bias.float(), 1e-5, nothing)
     assert relative_error(layer_norm(x, weight, bias, 1e-5, shift), expected) < tolerance
     assert torch.equal(x, before)
 
 
 def test_epsilon_decides_where_the_variance_vanishes(device):
     x, one = torch.full((1, 32), 7.0, device=device), torch.ones(32, device=device)
-    assert torch.equal(layer_norm(x, one, 2 * one, 1e-5), 2 * one[None])
+    assert torch.equal(layer_norm(x, one, 2 * one, 1e-5, 0 * one), 2 * one[None])
 
 
 def test_twin_takes_statistics_in_fp32():
     x = torch.randn(2, 64) + 300.0
     exact = torch.nn.functional.layer_norm(x.double(), (64,))
     with kernel_settings("torch"):
-        result = layer_norm(x, torch.ones(64, dtype=torch.bfloat16), torch.zeros(64, dtype=torch.bfloat16), 1e-5)
+        one = torch.ones(64, dtype=torch.bfloat16)
+        result = layer_norm(x, one, 0 * one, 1e-5, torch.zeros(64))
     assert result.dtype == torch.bfloat16
     assert relative_error(result, exact) < 4e-3
