@@ -20,8 +20,8 @@ READERS = 16
 
 Every chunk costs turns at the interpreter's lock, so large ones are faster (benchmarks/RESULTS.md, section 6).
 """
-AHEAD_BYTES = 1 << 30
-"""Bytes of tensors that may be on their way to a GPU while an earlier one is waited for."""
+AHEAD_BYTES = 4 << 30
+"""Bytes of tensors that may be on their way to a GPU while an earlier one is waited for: enough for all readers."""
 
 Label = TypeVar("Label")
 
