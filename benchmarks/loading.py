@@ -69,7 +69,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{figures['layout']}, process {figures['process']}, {size / 1e9:.1f} GB: open {seconds['open']:.2f} s, "
         f"load {seconds['load']:.2f} s ({rate / 1e9:.1f} GB/s), first token {seconds['first token']:.2f} s, "
-        f"in all {sum(seconds[part] for part in ('open', 'load', 'first token')):.2f} s"
+        f"in all {sum(seconds[part] for part in ('open', 'load', 'first token')):.2f} s, "
+        f"behind {figures['import seconds']:.2f} s for Triton and a CUDA context"
     )
     again = seconds["load again"]
     yield f"  load again, into memory that is allocated: {again:.2f} s ({size / again / 1e9:.1f} GB/s)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ def loading_times(folder: Path, device: str, threads: Sequence[int]) -> Iterator
     target = torch.device(device)
     is_gpu = target.type == "cuda"
     dtype = torch.bfloat16 if is_gpu else torch.float32
-    torch.empty(1, device=target)  # the CUDA context counts as an import
+    imports = timed(functools.partial(imported, target))
     snapshot, seconds = timed_parts(folder, target, dtype)
     gc.collect()  # the backend is gone, its memory is kept for the next load
     seconds["load again"] = timed(lambda: snapshot.weight_files.load(snapshot.config, target, dtype))
@@ -33,8 +35,16 @@ def loading_times(folder: Path, device: str, threads: Sequence[int]) -> Iterator
         "torch": torch.__version__,
         "bytes": 2 * snapshot.config.parameters,  # of bf16 weights, whatever else the files hold
         "seconds": seconds,
+        "import seconds": imports,
         "rates": limits(snapshot, target, threads),
     }
+
+
+def imported(target: torch.device) -> None:
+    """What belongs to the imports, which are no part of loading: the CUDA context, and Triton beside torch."""
+    torch.empty(1, device=target)
+    if target.type == "cuda":
+        importlib.import_module("triton")
 
 
 def timed_parts(folder: Path, target: torch.device, dtype: torch.dtype) -> tuple[Snapshot, dict[str, float]]:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from modelscope_polylm.network.source import Fill, OpenFiles, Source
 
-CHUNK_BYTES = 64 << 20
-READERS = 16
-"""Each has one page-locked buffer of CHUNK_BYTES, which takes long to fill and which the GPU fetches at once.
+CHUNK_BYTES = 16 << 20
+READERS = 12
+"""Each has one page-locked buffer of CHUNK_BYTES, which the GPU fetches at once.
 
-Every chunk costs turns at the interpreter's lock, so large ones are faster (benchmarks/RESULTS.md, section 6).
+Page-locking a MiB takes 0.6 ms, in which all readers together read 20, and holds up their copies: so the buffers are
+small. 16 readers on 16 cores were slower than 12 (benchmarks/RESULTS.md, section 6).
 """
 AHEAD_BYTES = 4 << 30
 """Bytes of tensors that may be on their way to a GPU while an earlier one is waited for: enough for all readers."""
@@ -58,9 +59,9 @@ class _Readers:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._threads = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix="polylm-upload")
         self._own = threading.local()
         self._files = OpenFiles()
+        self._threads = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix="polylm-upload")
 
     def begin(self, source: Source) -> Callable[[], Tensor]:
         """Send a tensor; gives what waits for it, for the current stream's sake, and returns it."""
@@ -95,23 +96,24 @@ class _Readers:
 
 
 class _PinnedWay:
-    """One reader's way to the GPU: a stream and a page-locked buffer."""
+    """One reader's way to the GPU: a stream, which becomes the thread's own, and a page-locked buffer."""
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)
+        torch.cuda.set_stream(self._stream)
         self._memory = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=True)
         self._fetched = torch.cuda.Event()
 
     def send(self, fill: Fill, start: int, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
-        """Fill the buffer, and have the GPU fetch it once `ready`; gives the event that it has it."""
+        """Fill the buffer, and have the GPU fetch it once `ready`.
+
+        Gives the event that it has it. The next call records it anew: who waits for it then waits for that, too.
+        """
         # target: [bytes] on the device
         self._fetched.synchronize()
         part = self._memory[: len(target)]
         fill(start, part)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
-            target.copy_(part, non_blocking=True)
-            # a new one each time: the present one may still be waited for elsewhere
-            self._fetched = torch.cuda.Event()
-            self._fetched.record(self._stream)
+        self._stream.wait_event(ready)
+        target.copy_(part, non_blocking=True)
+        self._fetched.record(self._stream)
         return self._fetched

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,10 +66,8 @@ class DeviceTensor(torch.Tensor):
         return self
 
 
-@contextlib.contextmanager
-def _stream(stream: Stream) -> Iterator[None]:
+def _set_stream(stream: Stream) -> None:
     _present.stream = stream
-    yield
 
 
 class LateTorch:
@@ -82,7 +79,7 @@ class LateTorch:
         self.cuda = SimpleNamespace(
             Stream=Stream,
             Event=Event,
-            stream=_stream,
+            set_stream=_set_stream,
             current_stream=lambda device: self.main,
             synchronize=lambda device: None,
         )
