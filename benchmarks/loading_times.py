@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import time
@@ -25,7 +24,7 @@ def loading_times(folder: Path, device: str, threads: Sequence[int]) -> Iterator
     target = torch.device(device)
     is_gpu = target.type == "cuda"
     dtype = torch.bfloat16 if is_gpu else torch.float32
-    imports = timed(functools.partial(imported, target))
+    imports = timed(lambda: imported(target))
     snapshot, seconds = timed_parts(folder, target, dtype)
     gc.collect()  # the backend is gone, its memory is kept for the next load
     seconds["load again"] = timed(lambda: snapshot.weight_files.load(snapshot.config, target, dtype))

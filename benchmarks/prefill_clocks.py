@@ -44,9 +44,9 @@ def sampling(device: torch.device) -> Iterator[list[Sample]]:
             yield samples
         finally:
             process.terminate()
-            lines = process.communicate()[0].splitlines()
-            # the last line may be cut off
-            samples += [Sample(*map(float, line.split(", "))) for line in lines[:-1]]
+            answers = process.communicate()[0].splitlines()
+            # the last one may be cut off
+            samples += [Sample(*map(float, answer.split(", "))) for answer in answers[:-1]]
 
 
 def line(pause: float, milliseconds: list[float], samples: list[Sample]) -> str:
