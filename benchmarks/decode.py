@@ -1,4 +1,7 @@
-"""`python -m benchmarks.decode --shape 13b`: the decode table of RESULTS.md, ours and the peers in one run."""
+"""`python -m benchmarks.decode --shape 13b`: the decode table of RESULTS.md, ours and the peers in one run.
+
+`--model FOLDER` measures with the weights of a snapshot.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ from modelscope_polylm.app.bench.plot import draw_files
 from modelscope_polylm.app.bench.run import ENGINES, bench
 from modelscope_polylm.app.bench.shapes import SHAPES
 from modelscope_polylm.app.bench.works import WORKS
+from modelscope_polylm.app.model_loading import find_model
+from modelscope_polylm.snapshot import open_snapshot
 
 
 def main() -> None:
     """Parse the arguments and run the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="13b")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--shape", choices=sorted(SHAPES), default="13b")
+    weights.add_argument("--model", help="a folder, a hub id or a release, in place of random weights")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--engines", nargs="+", choices=sorted(ENGINES), default=list(ENGINES))
@@ -30,6 +37,8 @@ def main() -> None:
         draw_files(files, arguments["plot"])
         return
     chosen = arguments.pop("works")
+    if model := arguments.pop("model"):
+        arguments |= {"shape": model, "snapshot": open_snapshot(find_model(model))}
     bench(works=[WORKS[index] for index in chosen] if chosen else WORKS, **arguments)
 
 

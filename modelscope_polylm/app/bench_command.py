@@ -11,17 +11,34 @@ from typing import Annotated
 
 import typer
 
-from modelscope_polylm.app.model_flags import DeviceFlag, DtypeFlag, JsonFlag
+from modelscope_polylm.app.model_flags import DeviceFlag, DtypeFlag, JsonFlag, RevisionFlag, complete_model
 from modelscope_polylm.app.terminal import write
 from modelscope_polylm.errors import OptionError
+
+DEFAULT_SHAPE = "13b"
 
 
 def bench(
     *,
-    shape: Annotated[str, typer.Option(help="13b, 1.7b, or small to try the benchmark; weights are random.")] = "13b",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure with the weights of a folder, a hub id or a release.", autocompletion=complete_model
+        ),
+    ] = None,
+    revision: RevisionFlag = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Random weights in the shape 13b (if neither is named), 1.7b, or small to try the benchmark."
+        ),
+    ] = None,
     engines: Annotated[
         list[str] | None,
-        typer.Option(help="polylm, transformers or transformers-static; may be repeated. All if none."),
+        typer.Option(
+            help="polylm, transformers, transformers-static; where they are installed vllm, ctranslate2 and "
+            "ctranslate2-int8, too. May be repeated; all if none."
+        ),
     ] = None,
     works: Annotated[
         list[int] | None, typer.Option(help="Numbers of the table's rows, from 0; may be repeated. All if none.")
@@ -46,14 +63,18 @@ def bench(
     from modelscope_polylm.app.bench import run, shapes
     from modelscope_polylm.app.bench.plot import draw_files
     from modelscope_polylm.app.bench.works import WORKS
+    from modelscope_polylm.app.model_loading import find_model
     from modelscope_polylm.backends.placement import choose_device, choose_dtype
+    from modelscope_polylm.snapshot import open_snapshot
 
     if plot_from:
         if plot is None:
             raise OptionError("--plot-from needs a file to draw into: add --plot FILE.png.")
         draw_files(plot_from, plot)
         return
-    _check("shape", shape, shapes.SHAPES)
+    if model is not None and shape is not None:
+        raise OptionError("--model has weights of its own, and --shape draws random ones: name one of them.")
+    _check("shape", shape or DEFAULT_SHAPE, shapes.SHAPES)
     for engine in engines or ():
         _check("engines", engine, run.ENGINES)
     for number in works or ():
@@ -63,8 +84,11 @@ def bench(
     chosen = [WORKS[number] for number in works] if works else WORKS
     target = choose_device(device)
     precision = str(choose_dtype(dtype, target)).removeprefix("torch.")
+    snapshot = None if model is None else open_snapshot(find_model(model, revision))
+    name = model or shape or DEFAULT_SHAPE
+    wanted = engines or tuple(run.ENGINES)
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        report = run.bench(shape, str(target), precision, engines or tuple(run.ENGINES), chosen, repeats, out, plot)
+        report = run.bench(name, str(target), precision, wanted, chosen, repeats, out, plot, snapshot)
     if as_json:
         write(f"{report.json()}\n")
 

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modelscope_polylm.app.bench import plot, run
+from modelscope_polylm.app.bench.engines import Ours
 from modelscope_polylm.app.bench.measure import Measurement, measure
 from modelscope_polylm.app.bench.report import Report
+from modelscope_polylm.app.bench.shapes import shape_config
 from modelscope_polylm.app.bench.works import WORKS, Work
+from modelscope_polylm.snapshot import open_snapshot
 
 SMALL = Work("greedy, 1 row, 4 + 2", 1, 4, 2, {"do_sample": False, "num_beams": 1})
 
@@ -54,6 +58,8 @@ def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
         (["--shape", "small", "--plot", "curve.txt"], "end it in .png"),
         (["--shape", "small", "--plot", "/no/where/x.png"], "does not exist"),
         (["--shape", "small", "--works", "0", "--plot", "x.png"], "None of the chosen works"),
+        (["--model", "tiny", "--shape", "small"], "name one of them"),
+        (["--model", "nosuch"], "'nosuch' is no folder"),
         (["--plot-from", "bench.json"], "add --plot FILE.png"),
         (["--plot-from", "/no/where/x.json", "--plot", "x.png"], "/no/where/x.json"),
         (["--plot-from", __file__, "--plot", "x.png"], "holds no figures"),
@@ -65,6 +71,47 @@ def test_bad_calls(polylm: Callable[..., Any], arguments: list[str], reason: str
     assert outcome.output == ""
     assert reason in outcome.errors
     assert len(outcome.errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("engine", ["polylm", "transformers", "transformers-static"])
+def test_every_engine_runs_a_snapshot_with_its_own_weights(
+    polylm: Callable[..., Any], random_snapshot: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    made: list[Any] = []
+    make = run.ENGINES[engine]
+    monkeypatch.setitem(run.ENGINES, engine, lambda *given: made.append(make(*given)) or made[-1])
+    arguments = ("--engines", engine, "--works", "0", "--repeats", "1", "--device", "cpu", "--dtype", "float32")
+    outcome = polylm("bench", "--model", str(random_snapshot), *arguments, "--json")
+    assert outcome.exit_code == 0, outcome.errors
+    report = json.loads(outcome.output)
+    assert (report["shape"], [result["new"] for result in report["results"]]) == (str(random_snapshot), [2])
+    snapshot = open_snapshot(random_snapshot)
+    weights = snapshot.weight_files.load(snapshot.config, torch.device("cpu"), torch.float32)
+    held = made[0].engine.decoder.embedding if engine == "polylm" else made[0]._model.transformer.wte.weight
+    assert torch.equal(held, weights["wte.weight"])
+
+
+def test_works_that_do_not_fit_are_left_out(polylm: Callable[..., Any], random_snapshot: Path) -> None:
+    arguments = ("--model", str(random_snapshot), "--engines", "polylm", "--repeats", "1", "--device", "cpu")
+    outcome = polylm("bench", *arguments, "--works", "0", "--works", "7", "--json")
+    assert [result["work"] for result in json.loads(outcome.output)["results"]] == [SMALL.name]
+    positions = open_snapshot(random_snapshot).config.positions
+    assert f"{WORKS[7].name:30} left out: it needs more than {positions} positions" in outcome.errors
+    outcome = polylm("bench", *arguments, "--works", "7")
+    assert outcome.exit_code == 2
+    assert f"fits into the network's {positions} positions" in outcome.errors.splitlines()[-1]
+
+
+def test_answers_that_end_too_early_give_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Ours(shape_config("small"), torch.device("cpu"), torch.float32)
+    work = Work("greedy, 2 rows, 4 + 3", 2, 4, 3, {"do_sample": False, "num_beams": 1})
+    ours.run(work)
+    updates = [[[5], [6]], [[], [7]]]
+    monkeypatch.setattr(ours.engine, "stream", lambda prompts, options: iter(updates))
+    with pytest.raises(RuntimeError, match="ended after 2 of 3 tokens"):
+        ours.run(work)
+    updates.append([[], [8]])
+    ours.run(work)
 
 
 class Clock:

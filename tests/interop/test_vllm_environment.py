@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
     [
         "test_server.py",
         pytest.param("test_backend.py", marks=pytest.mark.slow),
+        pytest.param("test_bench.py", marks=pytest.mark.slow),
         pytest.param("test_pipeline.py", marks=pytest.mark.slow),
     ],
 )

@@ -1,4 +1,4 @@
-"""CTranslate2 as an engine of the comparison, on a CPU, with the same network sizes and random weights."""
+"""CTranslate2 as an engine of the comparison, on a CPU, with the same network sizes, and weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from modelscope_polylm.app.bench.engines import Contender
 from modelscope_polylm.app.bench.shapes import random_weights
 from modelscope_polylm.app.bench.works import Work
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.snapshot import Snapshot
 
 
 def ctranslate2_installed() -> bool:
@@ -26,10 +27,18 @@ class CTranslate2(Contender):
         config: the network's sizes.
         device: a CPU.
         dtype: not used: CTranslate2 has its own types, see `quantization`.
+        snapshot: has the weights; they are random if None.
         quantization: 'float32' or 'int8'.
     """
 
-    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, quantization: str):
+    def __init__(
+        self,
+        config: PolyLMConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        snapshot: Snapshot | None = None,
+        quantization: str = "float32",
+    ):
         import ctranslate2
 
         if device.type != "cpu":
@@ -37,7 +46,8 @@ class CTranslate2(Contender):
         self.name = f"ctranslate2 {quantization}"
         self._vocabulary = config.vocab_size
         with tempfile.TemporaryDirectory() as folder:
-            spec = _specification(config)
+            load = random_weights if snapshot is None else snapshot.weight_files.load
+            spec = _specification(config, load(config, device, torch.float32))
             spec.optimize(quantization)
             spec.save(folder)
             del spec
@@ -55,7 +65,7 @@ class CTranslate2(Contender):
         )  # fmt: skip
 
 
-def _specification(config: PolyLMConfig) -> Any:
+def _specification(config: PolyLMConfig, weights: dict[str, torch.Tensor]) -> Any:
     from ctranslate2.specs import common_spec, transformer_spec
 
     spec = transformer_spec.TransformerDecoderModelSpec.from_config(
@@ -64,7 +74,6 @@ def _specification(config: PolyLMConfig) -> Any:
     spec.register_vocabulary([f"<{token}>" for token in range(config.vocab_size)])
     spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = "<1>", "<3>", "<0>"
     spec.config.layer_norm_epsilon = config.epsilon
-    weights = random_weights(config, torch.device("cpu"), torch.float32)
     decoder = spec.decoder
     decoder.scale_embeddings = False
     decoder.embeddings.weight = decoder.projection.weight = weights["wte.weight"].numpy()

@@ -1,4 +1,7 @@
-"""The engines that are compared. Each runs a piece of work once and leaves the device idle."""
+"""The engines that are compared. Each runs a piece of work once and leaves the device idle.
+
+All are made of the sizes, a device, a dtype, and the snapshot that has the weights, None for random ones.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,15 @@ import torch
 
 from modelscope_polylm.app.bench.shapes import random_decoder
 from modelscope_polylm.app.bench.works import Work
+from modelscope_polylm.backends.native import NativeBackend
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 NO_END = 3
-"""An end token that random weights all but never choose: every call adds exactly as many tokens as it should."""
+"""An end token that all but never comes, so that calls add as many tokens as they should."""
 
 
 class Contender(abc.ABC):
@@ -34,32 +39,48 @@ class Ours(Contender):
 
     name = "polylm"
 
-    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
-        vocabulary = cast(PolyLMTokenizer, Vocabulary(config.vocab_size))
-        self.engine = Engine(random_decoder(config, device, dtype), vocabulary)
+    def __init__(
+        self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, snapshot: Snapshot | None = None
+    ):
+        if snapshot is None:
+            vocabulary = cast(PolyLMTokenizer, Vocabulary(config.vocab_size))
+            self.engine = Engine(random_decoder(config, device, dtype), vocabulary)
+        else:
+            self.engine = NativeBackend(snapshot, device, dtype).engine
 
     def run(self, work: Work) -> None:
-        """Do the work once."""
+        """Do the work once. Raises RuntimeError if every answer ended too early, so that the time is of fewer steps."""
         options = GenerationOptions.from_layers({"max_new_tokens": work.new, "eos_token_id": NO_END, **work.options})
-        prompts = _prompts(work, self.engine.decoder.config.vocab_size).tolist()
-        for _ in self.engine.stream(prompts, options):
-            pass
+        added = [0] * work.rows
+        for update in self.engine.stream(_prompts(work, self.engine.decoder.config.vocab_size).tolist(), options):
+            added = [count + len(ids) for count, ids in zip(added, update, strict=True)]
+        if max(added) < work.new:
+            raise RuntimeError(f"the longest answer ended after {max(added)} of {work.new} tokens: run it again.")
 
 
 class Transformers(Contender):
     """GPT2LMHeadModel.generate, eager or with a static cache and a compiled step."""
 
-    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, static: bool):
+    def __init__(
+        self,
+        config: PolyLMConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        snapshot: Snapshot | None = None,
+        static: bool = False,
+    ):
         self.name = "transformers static" if static else "transformers"
         self._static = {"cache_implementation": "static"} if static else {}
         self._device = device
-        self._model = _random_transformers(config, device, dtype)
+        self._model = (
+            _random_transformers(config, device, dtype) if snapshot is None else _transformers(snapshot, device, dtype)
+        )
 
     def run(self, work: Work) -> None:
         """Do the work once."""
         ids = _prompts(work, self._model.config.vocab_size).to(self._device)
-        lengths = {"max_new_tokens": work.new, "min_new_tokens": work.new}
-        self._model.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **self._static, **work.options)
+        ends = {"max_new_tokens": work.new, "min_new_tokens": work.new, "eos_token_id": NO_END, "pad_token_id": 0}
+        self._model.generate(ids, attention_mask=torch.ones_like(ids), **ends, **self._static, **work.options)
 
 
 class Vocabulary:
@@ -80,12 +101,18 @@ def _prompts(work: Work, vocab_size: int) -> torch.Tensor:
     return torch.randint(4, vocab_size, (work.rows, work.prompt))
 
 
+def _transformers(snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Any:
+    from modelscope_polylm.backends.transformers import TransformersBackend
+
+    return TransformersBackend(snapshot, device, dtype).model
+
+
 def _random_transformers(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.positions, n_embd=config.width, n_layer=config.layers,
-        n_head=config.heads, activation_function="gelu_fast", bos_token_id=1, eos_token_id=NO_END, pad_token_id=0,
+        n_head=config.heads, activation_function="gelu_fast", bos_token_id=1, eos_token_id=2,
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
     with torch.device("meta"):

@@ -16,7 +16,7 @@ class Report:
     """What was measured, where.
 
     Attributes:
-        shape, dtype: the network's published shape, and the precision of its weights.
+        shape, dtype: the network's published shape or the model's name, and the precision of its weights.
         device, torch: the device's name and torch's version.
         limit_ms: the time in which the device reads all weights once; None if that is not known.
         results: the measurements, in their order.

@@ -19,8 +19,9 @@ from modelscope_polylm.app.bench.vllm_engine import Vllm, vllm_installed
 from modelscope_polylm.app.bench.works import CONTEXT_UNIT, ROWS_UNIT, WORKS, Work
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.snapshot import Snapshot
 
-ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype], Contender]] = {
+ENGINES: dict[str, Callable[[PolyLMConfig, torch.device, torch.dtype, Snapshot | None], Contender]] = {
     "polylm": Ours,
     "transformers": functools.partial(Transformers, static=False),
     "transformers-static": functools.partial(Transformers, static=True),
@@ -41,33 +42,38 @@ def bench(
     repeats: int = 3,
     out: Path | None = None,
     plot: Path | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Report:
     """Measure every engine on every piece of work; a piece that fails is reported and the rest goes on.
 
     Args:
-        shape: one of `shapes.SHAPES`, with random weights.
+        shape: one of `shapes.SHAPES`, with random weights; of a snapshot, its name.
         device, dtype: where and how the weights are kept.
         engines: keys of `ENGINES`.
         works: the rows of the table.
         repeats: timed calls behind the warm-up call.
         out: a JSON file for all figures, written anew after each of them.
         plot: a picture of the points of the two diagrams, drawn at the end.
+        snapshot: has the sizes and weights; those of `shape` if None.
 
     Raises:
-        OptionError: if the picture cannot be written there, or no piece of work is a point of a diagram.
+        OptionError: if the picture cannot be written there, no piece of work is a point of a diagram, or none fits
+            into the positions of the network.
+        SnapshotError: if an engine cannot take the snapshot.
         DependencyError: if it needs matplotlib, which is missing.
     """
+    config, target = snapshot.config if snapshot else shape_config(shape), torch.device(device)
+    works = _fitting(works, config.positions)
     if plot is not None:
         check_plot(plot)
         if not any(work.unit in (CONTEXT_UNIT, ROWS_UNIT) for work in works):
             raise OptionError("None of the chosen works is a point of a plot: choose others, or leave the plot.")
-    config, target = shape_config(shape), torch.device(device)
     limit_ms = config.parameters * getattr(torch, dtype).itemsize / read_bandwidth(target) * 1e3
     report = Report(shape, dtype, _device_name(target), torch.__version__, limit_ms)
     print(f"{shape} {dtype} on {report.device}, torch {report.torch}: weights are read in {limit_ms:.2f} ms")
     for name in engines:
         release_memory()
-        contender = ENGINES[name](config, target, getattr(torch, dtype))
+        contender = ENGINES[name](config, target, getattr(torch, dtype), snapshot)
         for measurement in _measurements(contender, works, repeats):
             report.results.append(measurement)
             print(_line(measurement, limit_ms), flush=True)
@@ -77,6 +83,16 @@ def bench(
     if plot is not None:
         draw(report, plot)
     return report
+
+
+def _fitting(works: Sequence[Work], positions: int) -> list[Work]:
+    fitting = [work for work in works if work.prompt + work.new <= positions]
+    for work in works:
+        if work not in fitting:
+            print(f"{work.name:30} left out: it needs more than {positions} positions", file=sys.stderr)
+    if not fitting:
+        raise OptionError(f"None of the chosen works fits into the network's {positions} positions: choose others.")
+    return fitting
 
 
 def _measurements(contender: Contender, works: Sequence[Work], repeats: int) -> Iterator[Measurement]:

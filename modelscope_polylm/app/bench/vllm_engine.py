@@ -1,4 +1,4 @@
-"""vLLM as an engine of the comparison, with the same network sizes and random weights."""
+"""vLLM as an engine of the comparison, with the same network sizes, and weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 
 from modelscope_polylm.app.bench.engines import Contender
 from modelscope_polylm.app.bench.works import Work
+from modelscope_polylm.backends.vllm_arguments import CPU_MEMORY_UTILIZATION
+from modelscope_polylm.backends.vllm_form import check_form
 from modelscope_polylm.backends.vllm_install import import_vllm
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.snapshot import Snapshot
 
 
 def vllm_installed() -> bool:
@@ -27,19 +30,26 @@ class Vllm(Contender):
 
     name = "vllm"
 
-    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, snapshot: Snapshot | None = None
+    ):
         # lets the weights be drawn anew inside the engine's process
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         vllm = import_vllm()
         self._vocabulary = config.vocab_size
-        precision = str(dtype).removeprefix("torch.")
-        self._folder = tempfile.TemporaryDirectory()
-        settings = {**config.to_dict(), "bos_token_id": 1, "eos_token_id": 2, "dtype": precision}
-        Path(self._folder.name, "config.json").write_text(json.dumps(settings))
-        self._llm: Any = vllm.LLM(
-            self._folder.name, load_format="dummy", skip_tokenizer_init=True, dtype=precision, seed=0
-        )
-        self._llm.apply_model(_draw_weights)
+        options = {"skip_tokenizer_init": True, "dtype": str(dtype).removeprefix("torch."), "seed": 0}
+        if device.type == "cpu":
+            options["gpu_memory_utilization"] = CPU_MEMORY_UTILIZATION
+        self._llm: Any
+        if snapshot is None:
+            self._folder = tempfile.TemporaryDirectory()
+            settings = {**config.to_dict(), "bos_token_id": 1, "eos_token_id": 2, "dtype": options["dtype"]}
+            Path(self._folder.name, "config.json").write_text(json.dumps(settings))
+            self._llm = vllm.LLM(self._folder.name, load_format="dummy", **options)
+            self._llm.apply_model(_draw_weights)
+        else:
+            check_form(snapshot)
+            self._llm = vllm.LLM(str(snapshot.folder), **options)
         self._llm.renderer.get_tokenizer = _NoTokenizer
 
     def run(self, work: Work) -> None:
