@@ -22,7 +22,7 @@ from modelscope_polylm.app.batch.rows import InputFile
 from modelscope_polylm.app.bench.measure import timed
 from modelscope_polylm.app.model_loading import load_model
 from modelscope_polylm.plugin.text_generator import TextGenerator
-from modelscope_polylm.text.sample_texts import LANGUAGES, TRANSLATIONS, translation_request
+from modelscope_polylm.text.languages import LANGUAGES, TRANSLATIONS, translation_request
 
 
 def write_requests(file: Path, count: int) -> None:

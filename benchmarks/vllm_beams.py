@@ -19,7 +19,7 @@ from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.hub.packaged_cache import packaged_snapshot
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
-from modelscope_polylm.text.sample_texts import translation_request
+from modelscope_polylm.text.languages import translation_request
 
 SENTENCES = (
     ("Rome", "Italy", "German"),

@@ -17,7 +17,7 @@ from modelscope_polylm import errors
 from modelscope_polylm.generation.option_checks import TRANSFORMERS_ONLY
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.releases import RELEASES
-from modelscope_polylm.text.prompt_formats import FORMATS
+from modelscope_polylm.text.prompts import FORMATS
 
 ROOT = Path(__file__).parents[1]
 TRANSLATED = {"README.zh-CN.md": "README.md"}

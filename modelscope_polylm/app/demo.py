@@ -8,7 +8,7 @@ from typing import Any
 from modelscope_polylm.app.model_flags import DeviceFlag, ModelFlag
 from modelscope_polylm.app.model_loading import find_model, limit_threads
 from modelscope_polylm.app.terminal import write
-from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, translation_request
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 OPTIONS: dict[str, Any] = {
     "do_sample": False,

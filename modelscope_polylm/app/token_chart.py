@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from modelscope_polylm.app.terminal import NARROW, console
-from modelscope_polylm.text.sample_texts import LANGUAGES, TRANSLATIONS
+from modelscope_polylm.text.languages import LANGUAGES, TRANSLATIONS
 
 if TYPE_CHECKING:
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer

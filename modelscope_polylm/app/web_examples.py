@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, translation_request
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 NATIVE_NAMES = {
     "en": "English",

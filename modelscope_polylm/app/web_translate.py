@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.app.web_answers import explain
-from modelscope_polylm.text.sample_texts import LANGUAGES
+from modelscope_polylm.text.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from modelscope_polylm.app.web_answers import Answers

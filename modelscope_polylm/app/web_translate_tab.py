@@ -9,7 +9,7 @@ from modelscope_polylm.app.web_examples import language_choices
 from modelscope_polylm.app.web_facts import is_tiny
 from modelscope_polylm.app.web_style import show_problem, status_line
 from modelscope_polylm.app.web_translate import table, translate
-from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
 
 MOST_BEAMS = 16
 

@@ -11,8 +11,8 @@ from modelscope_polylm.errors import SnapshotError
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.likelihood import token_losses
 from modelscope_polylm.snapshot import Snapshot
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS, Message, render
-from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.text.model_file import NORMALIZER, PIECE, TRAINER, has_denormalizer, message_fields
-from modelscope_polylm.text.tokenizer import PolyLMTokenizer
+from modelscope_polylm.text.tokenizer import (
+    NORMALIZER,
+    PIECE,
+    TRAINER,
+    PolyLMTokenizer,
+    has_denormalizer,
+    message_fields,
+)
 
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 DEFAULT_UNKNOWN_SURFACE = " \u2047 "

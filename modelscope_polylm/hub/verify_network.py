@@ -10,8 +10,8 @@ from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.hub.built_in_texts import LANGUAGES, sentences
 from modelscope_polylm.hub.verify_report import Row
 from modelscope_polylm.snapshot import Snapshot
+from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import Message, render
-from modelscope_polylm.text.sample_texts import SENTENCE, TRANSLATIONS, translation_request
 
 if TYPE_CHECKING:
     from modelscope_polylm.network.gpt2 import Decoder

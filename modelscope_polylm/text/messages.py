@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from modelscope_polylm.errors import InputError
-from modelscope_polylm.text.prompt_formats import FORMATS, PromptFormat
+from modelscope_polylm.text.prompts import FORMATS, PromptFormat
 
 USER, ASSISTANT = "user", "assistant"
 

@@ -1,14 +1,14 @@
-"""From a conversation to the prompt that a release was trained on."""
+"""Prompt formats as data, and how messages become the one text that a release was trained with."""
 
 from __future__ import annotations
 
 import bisect
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from modelscope_polylm.errors import ContextLengthError
 from modelscope_polylm.text.messages import Message, check_messages, check_turns
-from modelscope_polylm.text.prompt_formats import FORMATS, PromptFormat
 
 __all__ = ["FORMATS", "Message", "PromptFormat", "check_messages", "fit_messages", "render"]
 
@@ -59,3 +59,52 @@ def fit_messages(
 def _question(message: Message, format: PromptFormat) -> str:
     content = message["content"]
     return re.sub("\n+", "\n", content.strip()) if format.one_line_breaks else content
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a release writes a conversation.
+
+    Attributes:
+        name: key in FORMATS.
+        last_turn: template of the turn to be answered, with {question}.
+        earlier_turn: template of an answered turn, with {question} and {answer}; None where no format for several turns
+            exists.
+        role_markers: texts that begin a turn; in a message they would forge one.
+        one_line_breaks: whether a question is stripped and its runs of line breaks become one.
+    """
+
+    name: str
+    last_turn: str
+    earlier_turn: str | None = None
+    role_markers: tuple[str, ...] = ()
+    one_line_breaks: bool = False
+
+
+FORMATS: dict[str, PromptFormat] = {
+    prompt_format.name: prompt_format
+    for prompt_format in (
+        PromptFormat(name="base", last_turn="{question}"),
+        PromptFormat(
+            name="multialpaca",
+            last_turn="{question}\n\n",
+            earlier_turn="{question}\n\n{answer}\n",
+            one_line_breaks=True,
+        ),
+        PromptFormat(
+            name="assistant",
+            last_turn="<|user|>\n{question}\n<|assistant|>\n",
+            earlier_turn="<|user|>\n{question}\n<|assistant|>\n{answer}\n",
+            role_markers=("<|user|>", "<|assistant|>"),
+        ),
+        PromptFormat(
+            name="ecomm",
+            last_turn=(
+                "Below is an instruction that describes the attribute value detection task. "
+                "Write a response that appropriately completes the request.\n"
+                "### Instruction:\n{question}\n### Response:\n\n"
+            ),
+            role_markers=("### Instruction:", "### Response:"),
+        ),
+    )
+}

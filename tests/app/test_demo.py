@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
 from tests.app.processes import run_polylm
 
 

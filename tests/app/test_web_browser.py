@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.text.sample_texts import SENTENCE, TRANSLATIONS, translation_request
+from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from tests.app.web_browser import (
     ANSWER,
     BOX,

@@ -15,8 +15,8 @@ from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.plugin.text_generator import TextGenerator
 from modelscope_polylm.releases import RELEASES
+from modelscope_polylm.text.languages import LANGUAGES
 from modelscope_polylm.text.prompts import FORMATS
-from modelscope_polylm.text.sample_texts import LANGUAGES
 
 
 def chosen(**values: Any) -> list[Any]:

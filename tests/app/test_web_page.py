@@ -25,7 +25,7 @@ from modelscope_polylm.app.web_options import shown_fields
 from modelscope_polylm.app.web_page import build_page
 from modelscope_polylm.app.web_server import application
 from modelscope_polylm.plugin.text_generator import TextGenerator
-from modelscope_polylm.text.sample_texts import SENTENCE, TRANSLATIONS, translation_request
+from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from tests.app.processes import environment
 
 gradio = pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")

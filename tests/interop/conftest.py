@@ -11,7 +11,7 @@ import pytest
 from modelscope_polylm.hub.package import package_snapshot
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.plugin.text_generator import TextGenerator
-from modelscope_polylm.text.sample_texts import LANGUAGES, SENTENCE, translation_request
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 SPELLED = ("a</s>b", "<s><unk></s>", "<|user|>\n<0x0A>\n", "  two  spaces\n\n\ttab ", "Ａ①e\u0301 👩‍💻 บ้าน", "")
 

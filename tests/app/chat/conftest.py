@@ -6,7 +6,7 @@ import pytest
 
 from modelscope_polylm.app.chat.conversation import Conversation
 from modelscope_polylm.plugin.text_generator import TextGenerator
-from modelscope_polylm.text.sample_texts import SENTENCE, translation_request
+from modelscope_polylm.text.languages import SENTENCE, translation_request
 
 FRENCH, GERMAN = (translation_request(SENTENCE, language) for language in ("French", "German"))
 

@@ -19,8 +19,8 @@ import pytest
 
 from modelscope_polylm.app.serve.command import model_names
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import render
-from modelscope_polylm.text.sample_texts import SENTENCE, TRANSLATIONS, translation_request
 
 ROOT = Path(__file__).parents[3]
 KEY = "a-secret-of-the-tests"
@@ -98,7 +98,7 @@ def test_chat(client: openai.OpenAI) -> None:
 
 
 def language_of(code: str) -> str:
-    from modelscope_polylm.text.sample_texts import LANGUAGES
+    from modelscope_polylm.text.languages import LANGUAGES
 
     return LANGUAGES[code]
 
