@@ -25,7 +25,7 @@ from benchmarks.loading_snapshot import LAYOUTS, stored_bytes, write_snapshot
 from benchmarks.loading_times import loading_times
 from benchmarks.own_process import run_apart
 from modelscope_polylm.app.bench.shapes import SHAPES
-from modelscope_polylm.network.upload import READERS
+from modelscope_polylm.network.loader import READERS
 
 PROCESSES = 2
 

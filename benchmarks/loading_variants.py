@@ -20,7 +20,7 @@ from benchmarks.loading_times import imported
 from benchmarks.own_process import run_apart
 from modelscope_polylm.app.bench.measure import timed
 from modelscope_polylm.app.bench.shapes import SHAPES
-from modelscope_polylm.network import upload
+from modelscope_polylm.network import loader as upload
 from modelscope_polylm.snapshot import open_snapshot
 
 DEFAULT = ["8x16", "10x16", "12x16", "16x16", "12x32", "16x32", "16x64"]

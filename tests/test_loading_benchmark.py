@@ -15,7 +15,7 @@ from benchmarks import loading, loading_variants
 from benchmarks.loading_rates import plain_rate, read_rates
 from benchmarks.loading_snapshot import planned_shards, stored_bytes, write_snapshot
 from benchmarks.own_process import run_apart
-from modelscope_polylm.network import upload
+from modelscope_polylm.network import loader as upload
 from modelscope_polylm.snapshot import open_snapshot
 
 

@@ -8,8 +8,7 @@ import math
 import torch
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.network.gpt2 import Decoder
-from modelscope_polylm.network.likelihood import token_losses
+from modelscope_polylm.network.gpt2 import Decoder, token_losses
 from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS, Message, render

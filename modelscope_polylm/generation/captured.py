@@ -14,8 +14,8 @@ from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Rows
 from modelscope_polylm.generation.sampling import TokenSearch
 from modelscope_polylm.generation.session import Session
-from modelscope_polylm.network.cache import SCRATCH_SLOT, KVCache
 from modelscope_polylm.network.gpt2 import Decoder
+from modelscope_polylm.network.kv_cache import SCRATCH_SLOT, KVCache
 
 SHORT_PROMPTS = (64, 256)
 """Tokens of the captured prefills; a GPU runs so many in less time than the host needs to launch their kernels."""

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from modelscope_polylm.network.cache import SCRATCH_SLOT
+from modelscope_polylm.network.kv_cache import SCRATCH_SLOT
 
 
 @dataclasses.dataclass(frozen=True)

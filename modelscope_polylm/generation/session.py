@@ -10,8 +10,8 @@ from torch import Tensor
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request, Rows
 from modelscope_polylm.generation.search import Search
-from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.gpt2 import Decoder
+from modelscope_polylm.network.kv_cache import KVCache
 
 PREFILL_TOKENS = 8192
 """Prompts are run in chunks of about this many tokens, padding included: it bounds the memory of activations."""

@@ -15,8 +15,8 @@ from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.rows import Request, Rows
 from modelscope_polylm.generation.search import SearchShape
 from modelscope_polylm.generation.session import Session
-from modelscope_polylm.network.cache import SCRATCH_SLOT, KVCache, bytes_per_slot
 from modelscope_polylm.network.gpt2 import Decoder
+from modelscope_polylm.network.kv_cache import SCRATCH_SLOT, KVCache, bytes_per_slot
 
 CONTEXTS_AT_FIRST = 4
 """A GPU's first cache holds this many full contexts, so that few calls ever make it grow."""

@@ -39,7 +39,7 @@ def check_network(snapshot: Snapshot, device: str | None = None) -> Iterator[Row
 
 def language_losses(snapshot: Snapshot, decoder: Decoder) -> dict[str, float]:
     """Mean negative log-likelihood per token, in nats, of a few built-in sentences in each of the 18 languages."""
-    from modelscope_polylm.network.likelihood import token_losses
+    from modelscope_polylm.network.gpt2 import token_losses
 
     losses = {}
     for language in LANGUAGES:

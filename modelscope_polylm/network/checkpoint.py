@@ -1,4 +1,4 @@
-"""One file of tensors: a torch pickle or a safetensors file, its headers read without its numbers."""
+"""The weight files of a snapshot: found, their headers read without their numbers, and compared with what the network declares."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import json
 import pickle
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -138,3 +139,96 @@ def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and "global" in text.lower():
         return "holds objects other than tensors, which are not loaded because they could run code"
     return f"is damaged or incomplete, download it again ({text.splitlines()[0] if text else type(error).__name__})"
+
+
+# In the order in which transformers looks for them.
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightIndex:
+    """The files that hold a snapshot's weights.
+
+    Attributes:
+        files: each file once, in the order of the index.
+        assigned: file name to the names of the tensors that the index expects in it; empty without an index.
+        problems: why files could not be found, a line each.
+    """
+
+    files: list[CheckpointFile]
+    assigned: Mapping[str, list[str]]
+    problems: list[str]
+
+
+def read_weight_index(folder: Path) -> WeightIndex:
+    """Look for the weights in a folder. Never raises: what is wrong is in `problems`."""
+    name = next((name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if name is None:
+        return WeightIndex([], {}, [_no_weights(folder)])
+    if not name.endswith(".index.json"):
+        return WeightIndex([CheckpointFile(folder / name)], {}, [])
+    try:
+        assigned = _assigned(json.loads((folder / name).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        return WeightIndex([], {}, [f"{name} cannot be read ({error}): download the snapshot again"])
+    return WeightIndex([CheckpointFile(folder / file) for file in assigned], assigned, [])
+
+
+def _assigned(index: Any) -> dict[str, list[str]]:
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("it has no weight_map")
+    assigned: dict[str, list[str]] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"weight_map sends {tensor} to {file!r}, which is not a file name")
+        assigned.setdefault(file, []).append(tensor)
+    return assigned
+
+
+def _no_weights(folder: Path) -> str:
+    shards = sorted(path.name for suffix in ("bin", "safetensors") for path in folder.glob(f"*-of-*.{suffix}"))
+    if shards:
+        return f"the index of the shards {', '.join(shards[:4])} is missing: download the snapshot again"
+    return f"no weights: {', '.join(WEIGHT_NAMES)} are all missing: download the snapshot again"
+
+
+FLOATING = ("float32", "bfloat16", "float16", "float64")
+MOST_LINES = 20
+
+
+def tensor_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorHeader]) -> list[str]:
+    """A line for each tensor that is missing, unexpected, misshapen or not floating; at most 20 of each kind."""
+    missing = [f"tensor {name} {_sizes(shape)} is missing" for name, shape in expected.items() if name not in found]
+    unexpected = [
+        f"tensor {name} {_sizes(header.shape)} is unexpected: GPT-2 has no place for it"
+        for name, header in found.items()
+        if name not in expected
+    ]
+    both = [(name, shape, found[name]) for name, shape in expected.items() if name in found]
+    misshapen = [
+        f"tensor {name} has shape {_sizes(header.shape)}, expected {_sizes(shape)}"
+        for name, shape, header in both
+        if header.shape != shape
+    ]
+    types = [
+        f"tensor {name} holds {header.dtype}, expected one of {', '.join(FLOATING)}"
+        for name, _, header in both
+        if header.dtype not in FLOATING
+    ]
+    return [line for lines in (missing, unexpected, misshapen, types) for line in _shortened(lines)]
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    if len(lines) <= MOST_LINES:
+        return lines
+    return [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more tensors of which the same is true"]

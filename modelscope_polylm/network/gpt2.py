@@ -6,17 +6,18 @@ the residual stream, the softmax and the logits in fp32, as PolyLM was trained (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.cache import KVCache
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, add_product_reference_, linear, linear_reference
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
+from modelscope_polylm.network.kv_cache import KVCache
 
 Norm = tuple[Tensor, Tensor, float, Tensor]
 """LayerNorm: weight, bias, epsilon, and the sum of the projections' biases, which the residual stream leaves out."""
@@ -134,3 +135,19 @@ def _bias_sums(weights: Mapping[str, Tensor], layers: int) -> tuple[Tensor, ...]
     # -> [width] fp32 for each LayerNorm: what the biases of the projections before it have added
     biases = [weights[f"h.{layer}.{part}.c_proj.bias"] for layer in range(layers) for part in ("attn", "mlp")]
     return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0).unbind()
+
+
+def token_losses(decoder: Decoder, ids: Sequence[int]) -> Tensor:
+    """Negative natural log-likelihood of each token but the first, given those before it.
+
+    Args:
+        decoder: the network.
+        ids: at least two token ids, at most as many as the network has positions.
+
+    Returns:
+        [len(ids) - 1] fp32 on the decoder's device.
+    """
+    # ids: [length] -> [length - 1]
+    tokens = torch.tensor([list(ids)], device=decoder.device)
+    hidden = decoder.prefill(tokens)[0, :-1]
+    return F.cross_entropy(F.linear(hidden, decoder.embedding).float(), tokens[0, 1:], reduction="none")

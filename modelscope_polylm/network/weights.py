@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.errors import DeviceError, SnapshotError
-from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader
+from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader, read_weight_index, tensor_problems
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.source import Source
-from modelscope_polylm.network.upload import upload
-from modelscope_polylm.network.weight_index import read_weight_index
-from modelscope_polylm.network.weight_problems import tensor_problems
+from modelscope_polylm.network.loader import Source, upload
 
 logger = logging.getLogger(__name__)
 

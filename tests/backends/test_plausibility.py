@@ -13,7 +13,7 @@ import torch
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.errors import SnapshotError
 from modelscope_polylm.hub.resolve import resolve
-from modelscope_polylm.network.likelihood import token_losses
+from modelscope_polylm.network.gpt2 import token_losses
 from modelscope_polylm.snapshot import open_snapshot
 from tests.generation.models import engine_of
 from tests.generation.random_gpt2 import random_model

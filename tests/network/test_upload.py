@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelscope_polylm.network import upload
-from modelscope_polylm.network.source import Source
+from modelscope_polylm.network import loader as upload
+from modelscope_polylm.network.loader import Source
 from modelscope_polylm.network.weights import WeightFiles
 from tests.network.late_device import LateTorch, Stream
 from tests.snapshots import LAYOUTS, build_snapshot, read_config
