@@ -14,7 +14,8 @@ from modelscope_polylm.generation.beam import BeamSearch
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.output import OutputLayer
 from modelscope_polylm.generation.rows import Request, Rows
-from modelscope_polylm.network.kernels import attention, layer_norm, linear, output, prefill_attention
+from modelscope_polylm.network.kernels import attention, layer_norm, linear, prefill_attention
+from modelscope_polylm.network.kernels import lm_head as output
 
 Calls = list[Callable[[], Any]]
 

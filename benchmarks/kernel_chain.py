@@ -13,7 +13,7 @@ from benchmarks.kernel_setting import PRODUCTS, Setting
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, linear
-from modelscope_polylm.network.kernels.output import output_best
+from modelscope_polylm.network.kernels.lm_head import output_best
 
 
 @dataclass

@@ -15,7 +15,8 @@ from benchmarks.kernel_candidates import Config
 from benchmarks.kernel_cases import attention_arguments
 from benchmarks.kernel_setting import Setting
 from benchmarks.kernel_timing import Run
-from modelscope_polylm.network.kernels import attention, layer_norm, linear, output
+from modelscope_polylm.network.kernels import attention, layer_norm, linear
+from modelscope_polylm.network.kernels import lm_head as output
 from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 

@@ -23,7 +23,7 @@ from benchmarks.kernel_setting import SHAPES, Setting, Shape, group_of
 from benchmarks.kernel_timing import Run
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.linear import add_product_, linear
-from modelscope_polylm.network.kernels.output import output_best
+from modelscope_polylm.network.kernels.lm_head import output_best
 
 PROCESSES = 14
 

@@ -29,8 +29,7 @@ from benchmarks.kernel_checks import run_checks
 from benchmarks.kernel_setting import PRODUCTS, SHAPES, Setting, group_of
 from benchmarks.kernel_timing import Run
 from modelscope_polylm.network.kernels.configs import VectorConfig
-from modelscope_polylm.network.kernels.dispatch import kernel_settings
-from modelscope_polylm.network.kernels.interpreter import use_interpreter
+from modelscope_polylm.network.kernels.dispatch import kernel_settings, use_interpreter
 
 PROCESSES = 14
 Spec = tuple[Any, ...]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from modelscope_polylm.generation import beam
 from modelscope_polylm.generation.beam_merge_triton import COLUMNS, load_finished, merge, places, store_choice
+from modelscope_polylm.network.kernels.lm_head_triton import EMPTY, sort_keys
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
-from modelscope_polylm.network.kernels.output_triton import EMPTY, sort_keys
 
 IMPOSSIBLE = tl.constexpr(beam.IMPOSSIBLE)
 MOVED = 1024

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modelscope_polylm.generation.processors import Processor
 from modelscope_polylm.generation.rows import Rows
-from modelscope_polylm.network.kernels.output import output_best, output_logits
+from modelscope_polylm.network.kernels.lm_head import output_best, output_logits
 
 
 class OutputLayer:

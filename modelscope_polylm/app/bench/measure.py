@@ -11,7 +11,7 @@ import torch
 
 from modelscope_polylm.app.bench.engines import Contender
 from modelscope_polylm.app.bench.works import Work
-from modelscope_polylm.network.kernels.output import output_best
+from modelscope_polylm.network.kernels.lm_head import output_best
 
 
 @dataclasses.dataclass(frozen=True)

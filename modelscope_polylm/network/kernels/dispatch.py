@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,3 +108,26 @@ def counters(device: torch.device) -> Tensor:
             "The kernels' counters were asked for during a graph capture: run the step once before capturing it."
         )
     return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def use_interpreter() -> bool:
+    """Makes kernels run on the CPU; False where Triton is missing or was imported for a real device before."""
+    if not triton_available() or ("triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"):
+        return False
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+    if patch.__name__ == "_patch_lang_tensor":
+        interpreter._patch_lang_tensor = _with_index(patch)
+    return True
+
+
+def _with_index(patch: Any) -> Any:
+    """Loop bounds from tensors, which Triton before 3.9 cannot read with numpy 2.4 and later."""
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return patched

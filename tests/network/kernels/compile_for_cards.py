@@ -20,7 +20,7 @@ from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, linear
-from modelscope_polylm.network.kernels.output import output_best, output_logits
+from modelscope_polylm.network.kernels.lm_head import output_best, output_logits
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
 # compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50, T4

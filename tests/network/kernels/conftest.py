@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from modelscope_polylm.network.kernels.dispatch import kernel_settings, triton_available
-from modelscope_polylm.network.kernels.interpreter import use_interpreter
+from modelscope_polylm.network.kernels.dispatch import kernel_settings, triton_available, use_interpreter
 
 # one process can either interpret kernels or compile them
 INTERPRETED = not torch.cuda.is_available() and use_interpreter()

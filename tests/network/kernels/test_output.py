@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
-from modelscope_polylm.network.kernels.output import (
+from modelscope_polylm.network.kernels.lm_head import (
     output_best,
     output_best_reference,
     output_logits,

@@ -49,7 +49,7 @@ def output_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: C
     chosen = _choose(hidden, embedding, 1, config)
     if chosen is None:
         return output_logits_reference(hidden, embedding, vocab_limit)
-    from modelscope_polylm.network.kernels.output_triton import launch_logits
+    from modelscope_polylm.network.kernels.lm_head_triton import launch_logits
 
     with torch.cuda.device_of(hidden):
         return launch_logits(hidden, embedding, vocab_limit, chosen)
@@ -68,7 +68,7 @@ def output_best(
     chosen = _choose(hidden, embedding, k, config)
     if chosen is None or k > chosen.block_n:
         return output_best_reference(hidden, embedding, k, vocab_limit)
-    from modelscope_polylm.network.kernels.output_triton import launch_best
+    from modelscope_polylm.network.kernels.lm_head_triton import launch_best
 
     with torch.cuda.device_of(hidden):
         return launch_best(hidden, embedding, k, vocab_limit, chosen)
