@@ -11,9 +11,9 @@ import torch
 from benchmarks.kernel_candidates import Config, attention_sweep, output_sweep, prefill_attention_sweep, product_sweep
 from benchmarks.kernel_setting import Setting
 from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.lm_head import OutputLayer
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer
-from modelscope_polylm.generation.rows import Request, Rows
+from modelscope_polylm.generation.state import Request, Rows
 from modelscope_polylm.network.kernels import attention, layer_norm, linear, prefill_attention
 from modelscope_polylm.network.kernels import lm_head as output
 

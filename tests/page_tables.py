@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelscope_polylm import errors
-from modelscope_polylm.generation.option_checks import TRANSFORMERS_ONLY
-from modelscope_polylm.generation.options import option_fields
+from modelscope_polylm.generation.options import TRANSFORMERS_ONLY, option_fields
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.prompts import FORMATS
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 import torch
 
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.stopping import Answer, Update
+from modelscope_polylm.generation.outputs import Answer, Update
 from modelscope_polylm.network.config import PolyLMConfig
 
 __all__ = ["Answer", "Backend", "Update"]

@@ -17,7 +17,7 @@ from transformers import (
 
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 
 # What these ask for has no place in an Answer.
 RAW_OUTPUTS = ("return_dict_in_generate", "output_attentions", "output_hidden_states", "output_logits")

@@ -15,7 +15,7 @@ from modelscope_polylm.backends.generate_arguments import generate_arguments, wa
 from modelscope_polylm.backends.step_watch import AnswerEnds, TokenStreamer, beam_answers
 from modelscope_polylm.errors import DeviceError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 # torch's generators belong to the process: one sampled generation at a time, whatever the model.

@@ -13,9 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from modelscope_polylm.backends.base import Answer, Update
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
-from modelscope_polylm.generation.stop_strings import stop_test_factory
-from modelscope_polylm.generation.stopping import TokenCollector
+from modelscope_polylm.generation.outputs import TokenCollector, stop_test_factory
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 

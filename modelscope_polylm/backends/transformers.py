@@ -17,7 +17,7 @@ from modelscope_polylm.backends.generate_call import GenerateCall
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import checked_requests
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.snapshot import Snapshot
 
 

@@ -21,7 +21,7 @@ from modelscope_polylm.backends.vllm_parameters import check_options
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import checked_requests
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)

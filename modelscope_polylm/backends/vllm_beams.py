@@ -17,10 +17,10 @@ from torch import Tensor
 from modelscope_polylm.backends.base import Answer
 from modelscope_polylm.backends.vllm_engine import BackgroundEngine
 from modelscope_polylm.generation.beam import IMPOSSIBLE, BeamSearch
+from modelscope_polylm.generation.lm_head import OutputLayer
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer
-from modelscope_polylm.generation.rows import Request, Rows
-from modelscope_polylm.generation.stopping import BeamCollector
+from modelscope_polylm.generation.outputs import BeamCollector
+from modelscope_polylm.generation.state import Request, Rows
 
 
 def search_beams(

@@ -12,9 +12,8 @@ from modelscope_polylm.backends.vllm_engine import BackgroundEngine
 from modelscope_polylm.backends.vllm_parameters import sampling_parameters, wants_logprobs
 from modelscope_polylm.errors import DeviceError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
-from modelscope_polylm.generation.stop_strings import stop_test_factory
-from modelscope_polylm.generation.stopping import TokenCollector
+from modelscope_polylm.generation.outputs import TokenCollector, stop_test_factory
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 Report = Callable[[int, list[int]], None]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 2.0
 """vLLM raises what is lower, in silence but for a log line, and refuses what is higher."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modelscope_polylm.generation.lm_head import OutputLayer, is_one_of
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer, is_one_of
-from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.generation.state import Rows
 from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 IMPOSSIBLE = -1.0e9
@@ -73,7 +73,7 @@ class BeamSearch:
         if self.beams * count > MOST_COMPARED or not uses_triton(*best, self.report):
             self._select_reference(*best)
             return
-        from modelscope_polylm.generation.beam_step_triton import launch_beam_step
+        from modelscope_polylm.generation.beam_triton import launch_beam_step
 
         with torch.cuda.device_of(hidden):
             launch_beam_step(self, *best)

@@ -7,13 +7,12 @@ from collections.abc import Generator, Sequence
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.beam import BeamSearch
 from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.outputs import Answer, BeamCollector, TokenCollector, Update, stop_test_factory
 from modelscope_polylm.generation.reports import Reports
 from modelscope_polylm.generation.requests import checked_requests
-from modelscope_polylm.generation.rows import Request
-from modelscope_polylm.generation.session import Session
-from modelscope_polylm.generation.sessions import SessionMemory, Sessions
-from modelscope_polylm.generation.stop_strings import stop_test_factory
-from modelscope_polylm.generation.stopping import Answer, BeamCollector, TokenCollector, Update
+from modelscope_polylm.generation.runner import Session
+from modelscope_polylm.generation.scheduler import SessionMemory, Sessions
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.generation.state import Rows
 
 Processor = Callable[[Tensor, Rows], Tensor]
 

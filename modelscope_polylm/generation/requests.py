@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.network.config import PolyLMConfig
 
 

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from modelscope_polylm.generation.lm_head import OutputLayer, is_one_of, scalar
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer, is_one_of, scalar
-from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.generation.state import Rows
 
 SMALLEST_WIDTH = 64
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from modelscope_polylm.generation import processors
 from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.lm_head import OutputLayer, scalar
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer, scalar
-from modelscope_polylm.generation.rows import Rows
 from modelscope_polylm.generation.sampling import Sampler, TokenSearch, sampling_width, warpers
+from modelscope_polylm.generation.state import Rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.stopping import Answer
+from modelscope_polylm.generation.outputs import Answer
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.gpt2 import Decoder
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from modelscope_polylm.generation import beam
 from modelscope_polylm.generation.beam import IMPOSSIBLE, PARENT, POSITION, SCORE, TOKEN, BeamSearch
+from modelscope_polylm.generation.lm_head import OutputLayer
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer
-from modelscope_polylm.generation.rows import Request, Rows
+from modelscope_polylm.generation.state import Request, Rows
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from tests.generation.models import engine_of, generate
 from tests.generation.random_gpt2 import PROMPTS, random_model
@@ -76,7 +76,7 @@ def states(search: BeamSearch, every_logprobs: Tensor, mode: str) -> Iterator[di
 @pytest.mark.parametrize(("rules", "early_stopping"), RULES)
 @pytest.mark.parametrize(("beams", "ends", "penalty", "reads_ids"), SHAPES)
 def test_steps_leave_what_the_twin_leaves(rules, early_stopping, beams, ends, penalty, reads_ids, device, monkeypatch):
-    from modelscope_polylm.generation import beam_step_triton
+    from modelscope_polylm.generation import beam_triton as beam_step_triton
 
     # so that a few positions take several rounds
     monkeypatch.setattr(beam_step_triton, "MOVED", 16)
@@ -96,7 +96,7 @@ def test_of_equals_the_first_are_taken(device):
     search.running_scores.zero_()
     same = torch.zeros(9, 6, device=device)
     tokens = torch.tensor([10, 11, 12, 13, 14, 15]).to(device).repeat(9, 1)
-    from modelscope_polylm.generation.beam_step_triton import launch_beam_step
+    from modelscope_polylm.generation.beam_triton import launch_beam_step
 
     for _ in range(2):
         launch_beam_step(search, same, same, tokens)
@@ -108,7 +108,7 @@ def test_of_equals_the_first_are_taken(device):
 
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf])
 def test_parents_stay_in_their_group_whatever_the_scores_are(value, device):
-    from modelscope_polylm.generation.beam_step_triton import launch_beam_step
+    from modelscope_polylm.generation.beam_triton import launch_beam_step
 
     search = new_search(device, num_beams=3)
     same = torch.full((9, 6), value, device=device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modelscope_polylm.errors import InputError, OptionError
-from modelscope_polylm.generation import session
+from modelscope_polylm.generation import runner as session
 from modelscope_polylm.generation.engine import Engine, check_native
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import checked_requests

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from modelscope_polylm.generation.captured import SHORT_PROMPTS
+from modelscope_polylm.generation.graphs import SHORT_PROMPTS
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.gpt2 import Decoder
 from tests.generation.models import TURNED, engine_of, generate

@@ -8,8 +8,7 @@ import pytest
 from transformers import GenerationConfig
 
 from modelscope_polylm.errors import OptionError
-from modelscope_polylm.generation.option_checks import TRANSFORMERS_ONLY
-from modelscope_polylm.generation.options import GenerationOptions, option_fields
+from modelscope_polylm.generation.options import TRANSFORMERS_ONLY, GenerationOptions, option_fields
 
 REFUSED = [
     ({"max_new_tokens": 0}, "at least 1"),

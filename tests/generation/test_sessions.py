@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from modelscope_polylm.errors import DeviceError
-from modelscope_polylm.generation import sessions
+from modelscope_polylm.generation import scheduler as sessions
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request
+from modelscope_polylm.generation.state import Request
 from modelscope_polylm.network.kv_cache import bytes_per_slot
 from tests.generation.models import engine_of
 from tests.generation.random_gpt2 import random_model

@@ -12,9 +12,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.lm_head import OutputLayer
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.output import OutputLayer
-from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.generation.state import Rows
 from modelscope_polylm.network.kernels import configs, order_triton
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings

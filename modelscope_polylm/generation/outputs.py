@@ -9,7 +9,9 @@ from torch import Tensor
 
 from modelscope_polylm.generation.beam import LOGPROB, PARENT, POSITION, SCORE, BeamSearch
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request, Rows
+from modelscope_polylm.generation.state import Request, Rows
+from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
+from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 Update = list[list[int]]
 StopTest = Callable[[int], bool]
@@ -147,3 +149,25 @@ class BeamCollector:
         end = ids.pop() if ids[-1] in self._options.end_tokens else None
         values = logprobs[: len(ids)] if self._options.output_logprobs else None
         return Answer(ids, last[SCORE], values, "length" if end is None else "eos", end)
+
+
+def stop_test_factory(tokenizer: PolyLMTokenizer, texts: Sequence[str]) -> Callable[[Request], StopTest] | None:
+    """Makes a fresh test for each answer; None if there are no stop strings."""
+    if not texts:
+        return None
+    longest = max(len(text) for text in texts)
+
+    def new_test(request: Request) -> StopTest:
+        detokenizer = IncrementalDetokenizer(tokenizer, request.prompt)
+        tail = ""
+
+        def test(token: int) -> bool:
+            nonlocal tail
+            tail += detokenizer.push([token])
+            found = any(text in tail for text in texts)
+            tail = tail[max(len(tail) - longest + 1, 0) :]
+            return found
+
+        return test
+
+    return new_test

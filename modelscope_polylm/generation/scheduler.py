@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from modelscope_polylm.errors import DeviceError
-from modelscope_polylm.generation.captured import CapturedSession, ShortPrefills
+from modelscope_polylm.generation.graphs import CapturedSession, ShortPrefills
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request, Rows
+from modelscope_polylm.generation.runner import Session
 from modelscope_polylm.generation.search import SearchShape
-from modelscope_polylm.generation.session import Session
+from modelscope_polylm.generation.state import Request, Rows
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.kv_cache import SCRATCH_SLOT, KVCache, bytes_per_slot
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.generation.runner import Session
 from modelscope_polylm.generation.sampling import TokenSearch
-from modelscope_polylm.generation.session import Session
+from modelscope_polylm.generation.state import Rows
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.kv_cache import SCRATCH_SLOT, KVCache
 

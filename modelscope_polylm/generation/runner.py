@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.rows import Request, Rows
 from modelscope_polylm.generation.search import Search
+from modelscope_polylm.generation.state import Request, Rows
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.kv_cache import KVCache
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.generation.processors import Processor
-from modelscope_polylm.generation.rows import Rows
+from modelscope_polylm.generation.state import Rows
 from modelscope_polylm.network.kernels.lm_head import output_best, output_logits
 
 
