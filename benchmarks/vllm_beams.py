@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from modelscope_polylm.backends import create_backend
-from modelscope_polylm.backends.vllm_install import import_vllm
+from modelscope_polylm.backends.vllm.engine import import_vllm
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.hub.packaged_cache import packaged_snapshot
 from modelscope_polylm.hub.resolve import TINY_FOLDER

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.vllm_engines import ENGINES, Contender, Prompts, benchmark_snapshot
 from modelscope_polylm.backends.placement import choose_device
-from modelscope_polylm.backends.vllm_install import SPAWN, import_vllm, installed_version
+from modelscope_polylm.backends.vllm.engine import SPAWN, import_vllm, installed_version
 
 WARM_UP_ROUNDS = 2
 

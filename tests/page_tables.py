@@ -160,7 +160,7 @@ def formats_table() -> Table:
 
 
 def vllm_options_table() -> Table:
-    from modelscope_polylm.backends.vllm_parameters import ELSEWHERE, REFUSALS, RULES
+    from modelscope_polylm.backends.vllm.options import ELSEWHERE, REFUSALS, RULES
 
     followed = {name: f"vLLM's {code(rule.parameter)}" for rule in RULES for name in rule.options}
     followed |= dict.fromkeys(ELSEWHERE, "followed here, not in vLLM")

@@ -48,11 +48,11 @@ def _backend_class(name: str) -> Any:
 
         return NativeBackend
     if name == "transformers":
-        from modelscope_polylm.backends.transformers import TransformersBackend
+        from modelscope_polylm.backends.transformers.backend import TransformersBackend
 
         return TransformersBackend
     if name == "vllm":
-        from modelscope_polylm.backends.vllm import VLLMBackend
+        from modelscope_polylm.backends.vllm.backend import VLLMBackend
 
         return VLLMBackend
     raise OptionError(f"backend={name!r} is not one of {', '.join(BACKENDS)}.")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from modelscope_polylm.backends.vllm_form import form_problems
+from modelscope_polylm.backends.vllm.backend import form_problems
 from modelscope_polylm.errors import DownloadError
 from modelscope_polylm.hub.download_errors import cache_root
 from modelscope_polylm.hub.package import Progress, package_snapshot

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.base import Answer
-from modelscope_polylm.backends.transformers import TransformersBackend
+from modelscope_polylm.backends.transformers.backend import TransformersBackend
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.snapshot import open_snapshot

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.backends.vllm_parameters import (
+from modelscope_polylm.backends.vllm.options import (
     ELSEWHERE,
     REFUSALS,
     RULES,

@@ -102,7 +102,7 @@ def _prompts(work: Work, vocab_size: int) -> torch.Tensor:
 
 
 def _transformers(snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Any:
-    from modelscope_polylm.backends.transformers import TransformersBackend
+    from modelscope_polylm.backends.transformers.backend import TransformersBackend
 
     return TransformersBackend(snapshot, device, dtype).model
 

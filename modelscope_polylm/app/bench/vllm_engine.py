@@ -13,9 +13,9 @@ import torch
 
 from modelscope_polylm.app.bench.engines import Contender
 from modelscope_polylm.app.bench.works import Work
-from modelscope_polylm.backends.vllm_arguments import CPU_MEMORY_UTILIZATION
-from modelscope_polylm.backends.vllm_form import check_form
-from modelscope_polylm.backends.vllm_install import import_vllm
+from modelscope_polylm.backends.vllm.backend import check_form
+from modelscope_polylm.backends.vllm.engine import import_vllm
+from modelscope_polylm.backends.vllm.options import CPU_MEMORY_UTILIZATION
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.snapshot import Snapshot
 

@@ -41,7 +41,7 @@ def run_vllm_server(
         DependencyError: vLLM is missing or of an unsupported release.
         SnapshotError, DownloadError: the model cannot be found, downloaded or packaged.
     """
-    from modelscope_polylm.backends.vllm_install import check_vllm
+    from modelscope_polylm.backends.vllm.engine import check_vllm
 
     check_vllm()  # before anything large is downloaded or written
     release = published(model)
@@ -85,7 +85,7 @@ def server_defaults(snapshot: Snapshot) -> dict[str, Any]:
 
 def _for_this_machine() -> dict[str, str]:
     from modelscope_polylm.backends.placement import choose_device, choose_dtype
-    from modelscope_polylm.backends.vllm_arguments import CPU_MEMORY_UTILIZATION
+    from modelscope_polylm.backends.vllm.options import CPU_MEMORY_UTILIZATION
 
     device = choose_device(None)
     flags = {"dtype": str(choose_dtype(None, device)).removeprefix("torch.")}

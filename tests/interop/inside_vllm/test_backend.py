@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modelscope_polylm.backends import create_backend
-from modelscope_polylm.backends.vllm_install import QUIET, SPAWN
+from modelscope_polylm.backends.vllm.engine import QUIET, SPAWN
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.snapshot import Snapshot, open_snapshot

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from transformers import StoppingCriteriaList
 
 from modelscope_polylm.backends.base import Answer, Update
-from modelscope_polylm.backends.generate_arguments import generate_arguments, wants_scores
-from modelscope_polylm.backends.step_watch import AnswerEnds, TokenStreamer, beam_answers
+from modelscope_polylm.backends.transformers.arguments import generate_arguments, wants_scores
+from modelscope_polylm.backends.transformers.hooks import AnswerEnds, TokenStreamer, beam_answers
 from modelscope_polylm.errors import DeviceError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.state import Request
@@ -129,3 +130,47 @@ def _errors_for_people(device: torch.device) -> Iterator[None]:
         ) from error
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise OptionError(f"transformers cannot generate with these options: {error}") from error
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_background(
+    work: Callable[[Callable[[Item], None]], Result], cancel: Callable[[], None]
+) -> Generator[Item, None, Result]:
+    """Yield what `work` reports, return what it returns, raise what it raises.
+
+    Args:
+        work: called in a thread, with the function that it reports items to; it never waits for the consumer.
+        cancel: called when the consumer goes away; it makes `work` return soon, which is waited for.
+    """
+    items: queue.SimpleQueue[Item | _Outcome[Result]] = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: items.put(_Outcome.of(work, items.put)), name="polylm", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := items.get(), _Outcome):
+            yield item
+        return item.result()
+    finally:
+        cancel()
+        thread.join()
+
+
+class _Outcome(Generic[Result]):
+    """What a function returned or raised."""
+
+    def __init__(self, result: list[Result], error: BaseException | None) -> None:
+        self._result, self._error = result, error
+
+    @classmethod
+    def of(cls, work: Callable[[Callable[[Item], None]], Result], report: Callable[[Item], None]) -> _Outcome[Result]:
+        try:
+            return cls([work(report)], None)
+        except BaseException as error:
+            return cls([], error)
+
+    def result(self) -> Result:
+        if self._error is not None:
+            raise self._error
+        return self._result[0]

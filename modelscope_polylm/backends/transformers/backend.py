@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GPT2LMHeadModel
 
-from modelscope_polylm.backends.background import in_background
 from modelscope_polylm.backends.base import Answer, Backend, Update
-from modelscope_polylm.backends.generate_arguments import batches, check_options
-from modelscope_polylm.backends.generate_call import GenerateCall
+from modelscope_polylm.backends.transformers.arguments import batches, check_options
+from modelscope_polylm.backends.transformers.generate import GenerateCall, in_background
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import checked_requests

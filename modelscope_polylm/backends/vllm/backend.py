@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
+import json
 import logging
 import queue
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
 
 from modelscope_polylm.backends.base import Answer, Backend, Update
-from modelscope_polylm.backends.vllm_arguments import CPU_MEMORY_UTILIZATION, check_device, check_names, fixed_arguments
-from modelscope_polylm.backends.vllm_beams import search_beams
-from modelscope_polylm.backends.vllm_call import VLLMCall
-from modelscope_polylm.backends.vllm_engine import BackgroundEngine
-from modelscope_polylm.backends.vllm_form import check_form
-from modelscope_polylm.backends.vllm_install import import_vllm
-from modelscope_polylm.backends.vllm_parameters import check_options
-from modelscope_polylm.errors import OptionError
+from modelscope_polylm.backends.vllm.beams import search_beams
+from modelscope_polylm.backends.vllm.engine import BackgroundEngine, import_vllm
+from modelscope_polylm.backends.vllm.options import (
+    CPU_MEMORY_UTILIZATION,
+    check_device,
+    check_names,
+    check_options,
+    fixed_arguments,
+    sampling_parameters,
+    wants_logprobs,
+)
+from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.outputs import TokenCollector, stop_test_factory
 from modelscope_polylm.generation.requests import checked_requests
 from modelscope_polylm.generation.state import Request
 from modelscope_polylm.snapshot import Snapshot
+from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 logger = logging.getLogger(__name__)
+
 
 EXECUTORS = ("mp", "ray")
 
@@ -177,3 +187,108 @@ def _waiting(items: queue.SimpleQueue[tuple[int, list[int]] | None], count: int)
         if items.empty():
             return update, True
     return update, False
+
+
+def form_problems(snapshot: Snapshot) -> list[str]:
+    """What vLLM would read wrong or not at all in a snapshot, a line each; none in what `polylm package` writes."""
+    folder = snapshot.folder
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    problems = []
+    if not list(folder.glob("*.safetensors")):
+        problems.append("its weights are not safetensors")
+    if config.get("architectures") != ["GPT2LMHeadModel"]:
+        problems.append(f"config.json names the class {config.get('architectures')}, not GPT2LMHeadModel")
+    if config.get("eos_token_id") != snapshot.tokenizer.eos_token_id:
+        problems.append(f"config.json names the end token {config.get('eos_token_id')}, which is not </s>")
+    for name in ("tokenizer.json", "generation_config.json"):
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+    return problems
+
+
+def check_form(snapshot: Snapshot) -> None:
+    """Raise SnapshotError where the snapshot has to be packaged first."""
+    if problems := form_problems(snapshot):
+        raise SnapshotError(
+            f"vLLM cannot take {snapshot.folder} as it is: {'; '.join(problems)}. Package it first: "
+            f"`polylm package {snapshot.folder} OUT`, then load OUT."
+        )
+
+
+Report = Callable[[int, list[int]], None]
+"""Takes the number of a prompt and the new tokens of its first answer."""
+
+
+class VLLMCall:
+    """Greedy search or sampling for some prompts.
+
+    Args:
+        engine: what runs them.
+        requests: the prompts.
+        options: checked options.
+        tokenizer: reads the text for stop strings.
+        allowed_ids: the only ids that may be generated; None where these are all.
+    """
+
+    def __init__(
+        self,
+        engine: BackgroundEngine,
+        requests: Sequence[Request],
+        options: GenerationOptions,
+        tokenizer: PolyLMTokenizer,
+        allowed_ids: list[int] | None,
+    ) -> None:
+        self._engine, self._requests, self._options, self._allowed_ids = engine, requests, options, allowed_ids
+        self._group = options.num_return_sequences
+        stop_tests = stop_test_factory(tokenizer, options.stop_texts)
+        self._collector = TokenCollector(requests, self._group, options, stop_tests)
+        self._logprobs: list[list[float]] = [[] for _ in range(len(requests) * self._group)]
+
+    async def answers(self, report: Report | None) -> list[list[Answer]]:
+        """Run all requests; returns the answers of each, best first. Without `report` nothing is known before."""
+        tasks = [asyncio.ensure_future(self._follow(index, report)) for index in range(len(self._requests))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            # where one has failed, or the caller has gone
+            for task in tasks:
+                task.cancel()
+        return self._scored(self._collector.unscored())
+
+    async def _follow(self, index: int, report: Report | None) -> None:
+        """Take the tokens of a request until all its answers have ended, perhaps by a stop string that vLLM ignores."""
+        fields = sampling_parameters(self._options, self._requests[index], index, self._allowed_ids)
+        streaming = report is not None or bool(self._options.stop_texts)
+        rows = range(index * self._group, (index + 1) * self._group)
+        generated = self._engine.outputs(self._requests[index].prompt, fields, streaming)
+        async with contextlib.aclosing(generated) as completions:
+            async for completion in completions:
+                new = self._take(rows[completion.index], completion)
+                if report and new and completion.index == 0:
+                    report(index, new)
+                if not any(map(self._collector.is_open, rows)):
+                    return
+        raise DeviceError(
+            "vLLM ended a request before its answer was complete: its log says why; load the model again."
+        )
+
+    def _take(self, row: int, completion: Any) -> list[int]:
+        """Collect new tokens of an answer; returns those that belong to it."""
+        taken: list[int] = []
+        for position, token in enumerate(completion.token_ids):
+            if not self._collector.is_open(row):
+                break
+            if self._collector.take(row, token):
+                taken.append(token)
+                if completion.logprobs is not None:
+                    self._logprobs[row].append(completion.logprobs[position][token].logprob)
+        return taken
+
+    def _scored(self, answers: list[list[Answer]]) -> list[list[Answer]]:
+        if not wants_logprobs(self._options):
+            return answers
+        every = [answer for group in answers for answer in group]
+        for answer, logprobs in zip(every, self._logprobs, strict=True):
+            answer.score = sum(logprobs)
+            answer.logprobs = logprobs if self._options.output_logprobs else None
+        return [sorted(group, key=lambda answer: -(answer.score or 0.0)) for group in answers]

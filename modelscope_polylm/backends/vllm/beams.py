@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.backends.base import Answer
-from modelscope_polylm.backends.vllm_engine import BackgroundEngine
+from modelscope_polylm.backends.vllm.engine import BackgroundEngine
 from modelscope_polylm.generation.beam import IMPOSSIBLE, BeamSearch
 from modelscope_polylm.generation.lm_head import OutputLayer
 from modelscope_polylm.generation.options import GenerationOptions

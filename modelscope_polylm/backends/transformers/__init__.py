@@ -1,0 +1,1 @@
+"""The transformers backend: `GPT2LMHeadModel.generate` behind this package's interface."""

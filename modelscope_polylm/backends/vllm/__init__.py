@@ -1,0 +1,1 @@
+"""The vLLM backend, where one machine is not enough."""
