@@ -21,7 +21,7 @@ from modelscope_polylm.app.batch.questions import Question
 from modelscope_polylm.app.batch.rows import InputFile
 from modelscope_polylm.app.bench.measure import timed
 from modelscope_polylm.app.model_loading import load_model
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import LANGUAGES, TRANSLATIONS, translation_request
 
 

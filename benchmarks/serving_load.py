@@ -20,8 +20,8 @@ import psutil
 import torch
 
 from benchmarks.serving_clients import Task, kill, load
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import resolve
-from modelscope_polylm.plugin.text_generator import TextGenerator
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 SENTENCES = (SENTENCE, "Rome is the capital of Italy.", "Tokyo is the capital of Japan.")

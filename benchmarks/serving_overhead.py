@@ -23,8 +23,8 @@ from modelscope_polylm.app.serve.native_server import Limits, NativeServer
 from modelscope_polylm.backends.native import NativeBackend
 from modelscope_polylm.backends.placement import choose_device, choose_dtype
 from modelscope_polylm.generation.engine import Engine
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import resolve
-from modelscope_polylm.plugin.text_generator import TextGenerator
 from modelscope_polylm.snapshot import open_snapshot
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import Reply
+    from modelscope_polylm.generator import Reply
 
 
 def answer_record(reply: Reply) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from modelscope_polylm.errors import InputError
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.plugin.inputs import Prompt
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import Prompt, TextGenerator
 
 
 @takes_generation_options

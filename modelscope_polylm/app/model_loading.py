@@ -12,7 +12,7 @@ from modelscope_polylm.errors import DownloadError
 from modelscope_polylm.releases import RELEASES, Release
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 SMALL_MODEL = 50_000_000
 """Fewer parameters make a small model."""
@@ -43,7 +43,7 @@ def load_model(
     """The model on its device, ready to generate; see `TextGenerator.load`."""
     folder, release = find_model(model, revision), published(model)
     with working(f"Loading {model}"):
-        from modelscope_polylm.plugin.text_generator import TextGenerator
+        from modelscope_polylm.generator import TextGenerator
 
         generator = TextGenerator.load(
             folder, device=device, dtype=dtype, backend=backend, release=release.name if release else None

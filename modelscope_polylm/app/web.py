@@ -13,7 +13,7 @@ from modelscope_polylm.app.model_loading import load_model
 from modelscope_polylm.errors import DependencyError, OptionError
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 OLDEST_GRADIO = (6, 31)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

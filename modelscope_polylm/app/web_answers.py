@@ -14,8 +14,7 @@ from modelscope_polylm.errors import DeviceError, PolyLMError
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.plugin.inputs import Prompt
-    from modelscope_polylm.plugin.text_generator import Reply, TextGenerator
+    from modelscope_polylm.generator import Prompt, Reply, TextGenerator
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from modelscope_polylm.text.messages import ASSISTANT, USER, Message
 
 if TYPE_CHECKING:
     from modelscope_polylm.app.web_answers import Answers
-    from modelscope_polylm.plugin.inputs import Prompt
-    from modelscope_polylm.plugin.text_generator import Reply
+    from modelscope_polylm.generator import Prompt, Reply
 
 
 WAITING = "waiting for the answer"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from modelscope_polylm.releases import RELEASES, Release
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 TINY_NOTE = (
     "This is the bundled demonstration model. All it can do is translate “X is the capital of Y.” from English into "

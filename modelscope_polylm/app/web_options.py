@@ -10,7 +10,7 @@ from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import option_fields
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 NOT_SHOWN = frozenset(
     {"num_return_sequences", "output_scores", "output_logprobs", "bad_words_ids", "eos_token_id", "pad_token_id"}

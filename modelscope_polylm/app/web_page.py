@@ -11,7 +11,7 @@ from modelscope_polylm.app.web_facts import facts_table, notes, title
 from modelscope_polylm.app.web_translate_tab import add_translate_tab
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 
 def build_page(generator: TextGenerator, at_once: int = 1, waiting: int = 32) -> Any:

@@ -13,7 +13,7 @@ from modelscope_polylm.text.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from modelscope_polylm.app.web_answers import Answers
-    from modelscope_polylm.plugin.text_generator import Reply
+    from modelscope_polylm.generator import Reply
 
 
 @dataclass(frozen=True)

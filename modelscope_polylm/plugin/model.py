@@ -11,8 +11,8 @@ from modelscope.models.base import TorchModel
 from modelscope.models.builder import MODELS
 
 from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.plugin.registration import MODEL_TYPE
-from modelscope_polylm.plugin.text_generator import TextGenerator
 
 if TYPE_CHECKING:
     import torch

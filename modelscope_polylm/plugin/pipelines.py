@@ -13,13 +13,11 @@ from modelscope.pipelines.builder import PIPELINES
 from modelscope_polylm.backends.placement import choose_device
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.plugin.inputs import Prompt, is_conversation
+from modelscope_polylm.generator import Prompt, Reply, is_conversation
 from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
-from modelscope_polylm.plugin.outputs import chat_output, text_output
+from modelscope_polylm.plugin.outputs import Output, batches, chat_output, stream_outputs, text_output
 from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
 from modelscope_polylm.plugin.registration import PIPELINE_TYPE
-from modelscope_polylm.plugin.streams import Output, batches, stream_outputs
-from modelscope_polylm.plugin.text_generator import Reply
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 

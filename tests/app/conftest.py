@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from modelscope_polylm.app.cli import app
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.plugin.text_generator import TextGenerator
 
 
 class Outcome(NamedTuple):

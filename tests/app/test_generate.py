@@ -11,7 +11,7 @@ import pytest
 from modelscope_polylm import GenerationOptions
 from modelscope_polylm.app.generation_flags import REPORTS
 from modelscope_polylm.generation.options import option_fields
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 
 SHORT = ("--num-beams", "1", "--max-new-tokens", "8")
 TEXT = "Beijing is the"

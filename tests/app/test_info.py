@@ -13,8 +13,8 @@ from modelscope_polylm.app import machine
 from modelscope_polylm.app.machine import Memory, memories
 from modelscope_polylm.app.model_facts import model_facts
 from modelscope_polylm.errors import DownloadError, SnapshotError
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.plugin.text_generator import TextGenerator
 
 GPU = Memory("cuda:0 H100", 80_000_000_000, 78_000_000_000, "bfloat16")
 SMALL = Memory("RAM", 16_000_000_000, 12_000_000_000, "float32")

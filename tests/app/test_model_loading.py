@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from modelscope_polylm.app.model_loading import find_model, limit_threads, published, readable_bytes
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.plugin.text_generator import TextGenerator
 from tests.app.processes import run_polylm, terminal
 from tests.local_hub import LocalHub
 

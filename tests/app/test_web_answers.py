@@ -12,8 +12,7 @@ import pytest
 
 from modelscope_polylm.app.web_answers import Answers, explain
 from modelscope_polylm.errors import DeviceError, OptionError
-from modelscope_polylm.plugin.inputs import Prompt
-from modelscope_polylm.plugin.text_generator import Reply
+from modelscope_polylm.generator import Prompt, Reply
 
 PROMPT = Prompt("?", [5])
 

@@ -13,7 +13,7 @@ from modelscope_polylm.app.web_facts import TINY_NOTE, facts, facts_table, follo
 from modelscope_polylm.app.web_options import NOT_SHOWN, read_values, shown_fields, starting_values
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import option_fields
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.languages import LANGUAGES
 from modelscope_polylm.text.prompts import FORMATS

@@ -24,7 +24,7 @@ from modelscope_polylm.app.web_facts import TINY_NOTE
 from modelscope_polylm.app.web_options import shown_fields
 from modelscope_polylm.app.web_page import build_page
 from modelscope_polylm.app.web_server import application
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from tests.app.processes import environment
 

@@ -6,7 +6,7 @@ import pytest
 
 from modelscope_polylm.app.web_answers import Answers
 from modelscope_polylm.app.web_translate import Translation, request, table, translate
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
 
 

@@ -39,7 +39,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 def slow_down() -> None:
     """Make the model slow where the prompt asks for it."""
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
     stream = TextGenerator.stream
 

@@ -15,8 +15,8 @@ from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.vllm.backend import check_form, form_problems
 from modelscope_polylm.backends.vllm.engine import check_vllm, import_vllm
 from modelscope_polylm.errors import DependencyError, OptionError, SnapshotError
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.plugin.text_generator import TextGenerator
 from modelscope_polylm.snapshot import open_snapshot
 from tests.snapshots import build_snapshot
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from modelscope_polylm.errors import OptionError, PolyLMError, SnapshotError
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import resolve
 from modelscope_polylm.hub.upload import upload_package
-from modelscope_polylm.plugin.text_generator import TextGenerator
 from tests.conftest import use_endpoint
 from tests.writable_hub import WritableHub, serving_writable
 

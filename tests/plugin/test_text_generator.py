@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.plugin.text_generator import TextGenerator
 from modelscope_polylm.text.languages import translation_request
 
 SENTENCES = {"German": "Rom ist die Hauptstadt von Italien.", "Chinese": "罗马是意大利的首都。"}

@@ -16,7 +16,7 @@ from modelscope_polylm.app.batch.work import Work
 from modelscope_polylm.errors import OptionError
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from modelscope_polylm.errors import OptionError, PolyLMError
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 Settings = dict[str, Any]
 SMALL_FILES = ("config.json", "tokenizer.model")

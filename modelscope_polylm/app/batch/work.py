@@ -15,8 +15,7 @@ from modelscope_polylm.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.plugin.inputs import Prompt
-    from modelscope_polylm.plugin.text_generator import Reply, TextGenerator
+    from modelscope_polylm.generator import Prompt, Reply, TextGenerator
 
 WINDOW_BATCHES = 16
 """A window is this many batches: enough to find rows of similar length, little enough to lose by a kill."""

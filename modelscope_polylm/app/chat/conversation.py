@@ -13,8 +13,7 @@ from modelscope_polylm.text.prompts import Message, render
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Answer
-    from modelscope_polylm.plugin.inputs import Prompt
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import Prompt, TextGenerator
 
 SHARE_FOR_ANSWER = 4
 """An answer may take this part of the context where nothing else is said; the rest keeps the conversation."""

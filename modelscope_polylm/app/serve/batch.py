@@ -13,7 +13,7 @@ from modelscope_polylm.errors import DeviceError, PolyLMError
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Answer
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from modelscope_polylm.app.serve.responses import ModelCard
 from modelscope_polylm.app.serve.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from modelscope_polylm.app.serve.request_options import generation_call, refuse_
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import checked_requests
-from modelscope_polylm.plugin.inputs import Prompt
+from modelscope_polylm.generator import Prompt
 
 if TYPE_CHECKING:
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 
 class RequestReader:

@@ -11,7 +11,7 @@ from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Answer
-    from modelscope_polylm.plugin.inputs import Prompt
+    from modelscope_polylm.generator import Prompt
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 

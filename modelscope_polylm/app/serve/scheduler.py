@@ -18,7 +18,7 @@ from modelscope_polylm.app.serve.jobs import Job, Work
 
 if TYPE_CHECKING:
     from modelscope_polylm.app.serve.metrics import Metrics
-    from modelscope_polylm.plugin.text_generator import TextGenerator
+    from modelscope_polylm.generator import TextGenerator
 
 PATIENCE = 0.01
 """Requests that have a place are put into a batch when nothing more has come for this share of an answer's time."""

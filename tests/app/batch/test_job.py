@@ -15,7 +15,7 @@ from modelscope_polylm.app.batch.rows import InputFile
 from modelscope_polylm.app.batch.settings import settings_file
 from modelscope_polylm.app.batch.work import WINDOW_BATCHES
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 
 OPTIONS = {"max_new_tokens": 6, "num_beams": 1}
 WORDS = ["Beijing", "is", "the", "capital", "of", "China", "and", "Paris", "that", "of", "France", "they", "say"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelscope_polylm.app.chat.conversation import Conversation
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, translation_request
 
 FRENCH, GERMAN = (translation_request(SENTENCE, language) for language in ("French", "German"))

@@ -8,7 +8,7 @@ import pytest
 
 from modelscope_polylm.app.chat.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from tests.app.chat.conftest import FRENCH, GERMAN, ask
 
 PEKIN = "Pékin est la capitale de la Chine."

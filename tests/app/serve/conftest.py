@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from tests.app.serve.running import Running, serving
 
 

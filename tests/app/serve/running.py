@@ -15,7 +15,7 @@ import httpx
 
 from modelscope_polylm.app.serve.connections import Server
 from modelscope_polylm.app.serve.native_server import Limits, NativeServer
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 
 QUESTION = "Rome is the capital of Italy.\nTranslate this sentence from English to German."
 ANSWER = "Rom ist die Hauptstadt von Italien."

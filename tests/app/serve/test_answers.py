@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import LANGUAGES, translation_request
 from tests.app.serve.running import ANSWER, CHAT, COMPLETIONS, PROMPT, Running, chat, completion
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from tests.app.serve.running import CHAT, COMPLETIONS, Running, chat, completion, error_of, serving
 
 WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from tests.app.serve.running import ANSWER, CHAT, PROMPT, QUESTION, Running, serving
 
 KEY = "a-key"

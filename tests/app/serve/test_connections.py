@@ -12,7 +12,7 @@ import pytest
 
 from modelscope_polylm.app.serve import answering, connections, gate
 from modelscope_polylm.app.serve.metrics import Metrics
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from tests.app.serve.running import ANSWER, CHAT, COMPLETIONS, LONG, Running, chat, completion, serving, wait_for
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

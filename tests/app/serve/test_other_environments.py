@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.plugin.text_generator import TextGenerator
+from modelscope_polylm.generator import TextGenerator
 from tests.app.processes import environment
 from tests.app.serve.running import ANSWER, QUESTION, Running, serving
 from tests.interop.environments import python_of
