@@ -41,7 +41,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["modelscope_polylm", "modelscope_polylm.*"]),
-    package_data={"modelscope_polylm": ["py.typed", "tiny/*", "hub/data/*"]},
+    package_data={"modelscope_polylm": ["py.typed", "tiny/*", "packaging/data/*"]},
     install_requires=[
         "modelscope[framework]>=1.40",
         "torch>=2.11,<2.14",  # below 2.14: 2.13 is the newest release that the tests run on

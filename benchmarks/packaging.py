@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.loading import write_snapshot
 from modelscope_polylm.app.bench.shapes import SHAPES
-from modelscope_polylm.hub.package import package_snapshot
+from modelscope_polylm.packaging.package import package_snapshot
 
 
 def forget(folder: Path) -> None:

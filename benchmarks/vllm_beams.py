@@ -16,8 +16,8 @@ import torch
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.vllm.engine import import_vllm
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.hub.packaged_cache import packaged_snapshot
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.packaging.cache import packaged_snapshot
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.languages import translation_request
 

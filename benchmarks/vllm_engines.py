@@ -37,8 +37,8 @@ class Engine(NamedTuple):
 def benchmark_snapshot(shape: str, folder: Path) -> tuple[Snapshot, dict[str, Any]]:
     """The tiny model, or a published shape without weights; and the engine options that it needs."""
     if shape == "tiny":
-        from modelscope_polylm.hub.packaged_cache import packaged_snapshot
         from modelscope_polylm.hub.resolve import TINY_FOLDER
+        from modelscope_polylm.packaging.cache import packaged_snapshot
 
         return open_snapshot(packaged_snapshot(TINY_FOLDER)), {}
     config = shape_config(shape)

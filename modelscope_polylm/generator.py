@@ -163,7 +163,7 @@ class _TextsSoFar:
 
 def _packaged(folder: str | Path, release: str | None) -> Path:
     from modelscope_polylm.backends.vllm.engine import check_vllm
-    from modelscope_polylm.hub.packaged_cache import packaged_snapshot
+    from modelscope_polylm.packaging.cache import packaged_snapshot
 
     # before anything large is written
     check_vllm()

@@ -40,7 +40,7 @@ def package(
     continued by the same command.
     """
     folder, known = find_model(source, revision), published(source)
-    from modelscope_polylm.hub.package import package_snapshot
+    from modelscope_polylm.packaging.package import package_snapshot
 
     name = release or (known.name if known else None)
     with byte_progress("Writing weights") as progress:
@@ -64,8 +64,7 @@ def verify(
     """
     folder = find_model(snapshot, revision)
     with working(f"Examining {snapshot}"):
-        from modelscope_polylm.hub.verify import verify_snapshot
-        from modelscope_polylm.hub.verify_report import render
+        from modelscope_polylm.packaging.verify import render, verify_snapshot
 
         report = verify_snapshot(folder, snapshot, device, run)
     rows = [dataclasses.asdict(row) for row in report.rows]

@@ -66,8 +66,7 @@ def limit_threads(generator: TextGenerator) -> None:
 
 
 def _announce_download(model: str, revision: str | None) -> None:
-    from modelscope_polylm.hub.download import download_size
-    from modelscope_polylm.hub.download_errors import cache_root
+    from modelscope_polylm.hub.download import cache_root, download_size
 
     release = published(model)
     model_id, wanted = (release.model_id, revision or release.revision) if release else (model, revision)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import OptionError, PolyLMError, SnapshotError
-from modelscope_polylm.hub.package_files import CHECKSUMS
-from modelscope_polylm.hub.verify_files import check_hashes
+from modelscope_polylm.packaging.files import CHECKSUMS
+from modelscope_polylm.packaging.verify import check_hashes
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TAG = re.compile(r"[A-Za-z0-9][\w.-]*")

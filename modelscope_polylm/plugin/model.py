@@ -119,7 +119,7 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
             OptionError: an unknown option, a folder in use, or a snapshot that does not tell its release.
             DownloadError: the disk is full or failing.
         """
-        from modelscope_polylm.hub.package import package_snapshot
+        from modelscope_polylm.packaging.package import package_snapshot
 
         known = ("dtype", "release", "max_shard_size", "force", "strict")
         if unknown := [name for name in options if name not in known]:

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from transformers import GPT2LMHeadModel
 
 from modelscope_polylm.errors import DownloadError, OptionError, SnapshotError
-from modelscope_polylm.hub import package as packaging
-from modelscope_polylm.hub.package import package_snapshot
-from modelscope_polylm.hub.shard_plan import parse_size
-from modelscope_polylm.hub.tokenizer_proof import load_converted
+from modelscope_polylm.packaging import package as packaging
+from modelscope_polylm.packaging.package import package_snapshot
+from modelscope_polylm.packaging.safetensors_writer import parse_size
+from modelscope_polylm.packaging.tokenizer.parity import load_converted
 from modelscope_polylm.snapshot import open_snapshot
 from tests.hub.sentencepiece_models import train
 from tests.small_disk import FILLER, fill, make_room, small_disk
@@ -263,9 +263,9 @@ def test_which_differences_stop(
         values["normalizer"] = {"type": "Replace", "pattern": {"String": "é"}, "content": "e"}
         return load_converted(json.dumps(values))
 
-    monkeypatch.setattr("modelscope_polylm.hub.package_tokenizer.load_converted", spoiled)
+    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.convert.load_converted", spoiled)
     texts = [("natural fr", "Paris"), (kind, "café")]
-    monkeypatch.setattr("modelscope_polylm.hub.tokenizer_proof.proof_strings", lambda: iter(texts))
+    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.proof_strings", lambda: iter(texts))
     tokenizer = train(
         2000, model_type="bpe", byte_fallback=True, add_dummy_prefix=False, normalization_rule_name=normalizer
     )
@@ -392,8 +392,9 @@ def test_two_processes_into_one_folder(random_snapshot: Path, tmp_path: Path) ->
 
 
 WAITING = """
-from modelscope_polylm.hub import package, package_tokenizer
-from modelscope_polylm.hub.tokenizer_proof import Proof
+from modelscope_polylm.packaging import package
+from modelscope_polylm.packaging.tokenizer import convert as package_tokenizer
+from modelscope_polylm.packaging.tokenizer.parity import Proof
 
 def progress(done, total, asked=[]):
     if not asked:
@@ -460,8 +461,10 @@ def test_disk_that_does_not_keep_what_is_written(
 
 KILLED = """
 import os, signal, sys
-from modelscope_polylm.hub import journal, package, package_tokenizer
-from modelscope_polylm.hub.tokenizer_proof import Proof
+from modelscope_polylm.packaging import staging as journal
+from modelscope_polylm.packaging import package
+from modelscope_polylm.packaging.tokenizer import convert as package_tokenizer
+from modelscope_polylm.packaging.tokenizer.parity import Proof
 
 share, step = float(sys.argv[3]), sys.argv[4]
 

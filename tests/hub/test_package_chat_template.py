@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from modelscope_polylm.hub.chat_template import chat_template
+from modelscope_polylm.packaging.files import chat_template
 from modelscope_polylm.text.prompts import FORMATS, Message, check_messages, render
 
 CHAT = [name for name, format in FORMATS.items() if format.earlier_turn]

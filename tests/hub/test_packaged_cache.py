@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from modelscope_polylm.errors import DownloadError, OptionError, SnapshotError
-from modelscope_polylm.hub import packaged_cache
-from modelscope_polylm.hub.packaged_cache import packaged_snapshot, packages_folder
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.packaging import cache as packaged_cache
+from modelscope_polylm.packaging.cache import packaged_snapshot, packages_folder
 from modelscope_polylm.snapshot import open_snapshot
 from tests.snapshots import build_snapshot
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 RELEASE = "assistant-13b"
 PROGRAM = """
 import sys
-from modelscope_polylm.hub import packaged_cache
+from modelscope_polylm.packaging import cache as packaged_cache
 write = packaged_cache.package_snapshot
 def counted(source, out, **options):
     print("packaging", flush=True)

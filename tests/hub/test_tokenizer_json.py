@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.hub.character_map import character_steps, read_rules
-from modelscope_polylm.hub.corpus import proof_strings
-from modelscope_polylm.hub.tokenizer_json import doubts, tokenizer_json
-from modelscope_polylm.hub.tokenizer_proof import Proof, load_converted, prove
-from modelscope_polylm.hub.tokenizer_settings import TokenizerSettings, read_settings
+from modelscope_polylm.packaging.tokenizer.convert import doubts, tokenizer_json
+from modelscope_polylm.packaging.tokenizer.corpus import proof_strings
+from modelscope_polylm.packaging.tokenizer.normalizer import character_steps, read_rules
+from modelscope_polylm.packaging.tokenizer.parity import Proof, load_converted, prove
+from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from tests.hub.sentencepiece_models import train
 

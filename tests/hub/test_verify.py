@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from modelscope_polylm.hub.package import package_snapshot
-from modelscope_polylm.hub.verify import verify_snapshot
-from modelscope_polylm.hub.verify_report import Row, VerifyReport, render
+from modelscope_polylm.packaging.package import package_snapshot
+from modelscope_polylm.packaging.verify import Row, VerifyReport, render, verify_snapshot
 from tests.snapshots import build_snapshot, write_json
 
 

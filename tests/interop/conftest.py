@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from modelscope_polylm.hub.package import package_snapshot
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.packaging.package import package_snapshot
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 SPELLED = ("a</s>b", "<s><unk></s>", "<|user|>\n<0x0A>\n", "  two  spaces\n\n\ttab ", "Ａ①e\u0301 👩‍💻 บ้าน", "")

@@ -57,7 +57,7 @@ def vllm_command(
     folder: Path, model: str, host: str, port: int, release: str | None, extra_arguments: Sequence[str] = ()
 ) -> list[str]:
     """The command line of vLLM's server for a snapshot, which is packaged if it is not in today's form."""
-    from modelscope_polylm.hub.packaged_cache import packaged_snapshot
+    from modelscope_polylm.packaging.cache import packaged_snapshot
     from modelscope_polylm.snapshot import open_snapshot
 
     package = packaged_snapshot(folder, release)

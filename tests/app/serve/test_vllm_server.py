@@ -12,8 +12,8 @@ import pytest
 from modelscope_polylm.app.serve.command import model_names
 from modelscope_polylm.app.serve.vllm_server import run_vllm_server, server_defaults, vllm_command
 from modelscope_polylm.errors import DependencyError
-from modelscope_polylm.hub.packaged_cache import packages_folder
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.packaging.cache import packages_folder
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.snapshot import open_snapshot
 
@@ -27,7 +27,7 @@ def test_without_vllm_nothing_is_written() -> None:
 
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [("natural en", "Beijing is the capital."), ("code", "x = 1\n")]
-    monkeypatch.setattr("modelscope_polylm.hub.tokenizer_proof.proof_strings", lambda: iter(texts))
+    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.proof_strings", lambda: iter(texts))
     command = vllm_command(TINY_FOLDER, "tiny", "127.0.0.1", 8001, None, ["--max-num-seqs", "4"])
     package = Path(command[command.index("--model") + 1])
     assert package.parent == packages_folder() and (package / "tokenizer.json").is_file()

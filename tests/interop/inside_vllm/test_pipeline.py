@@ -13,7 +13,7 @@ from modelscope.utils.constant import Tasks
 
 import modelscope_polylm
 from modelscope_polylm.errors import DeviceError
-from modelscope_polylm.hub.packaged_cache import packages_folder
+from modelscope_polylm.packaging.cache import packages_folder
 from tests.interop.inside_vllm.conftest import SMALL
 from tests.snapshots import build_snapshot
 

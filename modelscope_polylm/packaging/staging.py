@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import DownloadError, OptionError
-from modelscope_polylm.hub.shard_writer import file_sha256
+from modelscope_polylm.packaging.safetensors_writer import file_sha256
 
 JOURNAL = ".journal.json"
 

@@ -1,11 +1,45 @@
-"""Texts that try a tokenizer where ordinary text does not: whitespace, marks, rare characters, look-alikes."""
+"""The built-in corpus on which a converted tokenizer is compared with SentencePiece, the same on every run."""
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import resources
 
-from modelscope_polylm.hub.built_in_texts import LANGUAGES, code_snippets, sentences
+SEED = 20230706
+NATURAL = "natural"
+
+
+def proof_strings() -> Iterator[tuple[str, str]]:
+    """Yield kind and text of more than 20,000 different strings; the kinds of natural text begin with 'natural'."""
+    seen: set[str] = set()
+    for kind, text in _all_strings():
+        if text not in seen:
+            seen.add(text)
+            yield kind, text
+
+
+def _all_strings() -> Iterator[tuple[str, str]]:
+    for language in LANGUAGES:
+        for text in _natural(sentences()[language], random.Random(f"{SEED} {language}")):
+            yield f"{NATURAL} {language}", text
+    for kind, count, make in MAKERS:
+        source = random.Random(f"{SEED} {kind}")
+        for _ in range(count):
+            yield kind, make(source)
+
+
+def _natural(texts: list[str], source: random.Random) -> Iterator[str]:
+    yield from texts
+    for joint in (" ", "\n", "\n\n"):
+        for _ in range(110):
+            yield joint.join(source.sample(texts, source.randint(2, 4)))
+    for _ in range(110):
+        text = source.choice(texts)
+        start, end = sorted(source.sample(range(len(text) + 1), 2))
+        yield text[start:end]
+
 
 Maker = Callable[[random.Random], str]
 
@@ -125,3 +159,28 @@ MAKERS: list[tuple[str, int, Maker]] = [
     ("random Unicode", 4500, _random),
 ]
 """Kind of text, how many to make, and what makes one."""
+
+
+LANGUAGES = ("zh", "en", "ru", "es", "de", "fr", "it", "pt", "ja", "vi", "id", "pl", "nl", "ar", "tr", "th", "he", "ko")
+
+
+@functools.cache
+def sentences() -> dict[str, list[str]]:
+    """Twenty sentences of everyday text for each language; those of one number mean the same."""
+    found: dict[str, list[str]] = {language: [] for language in LANGUAGES}
+    for line in read_data("sentences.tsv").splitlines():
+        language, _, sentence = line.partition("\t")
+        found[language].append(sentence)
+    return found
+
+
+@functools.cache
+def code_snippets() -> list[str]:
+    """Pieces of code in several languages."""
+    return read_data("code.txt").split("%%\n")
+
+
+def read_data(name: str) -> str:
+    """The text of a file in the folder `data`."""
+    text: str = resources.files("modelscope_polylm.packaging").joinpath("data", name).read_text(encoding="utf-8")
+    return text

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from modelscope_polylm.backends.vllm.backend import form_problems
 from modelscope_polylm.errors import DownloadError
-from modelscope_polylm.hub.download_errors import cache_root
-from modelscope_polylm.hub.package import Progress, package_snapshot
+from modelscope_polylm.hub.download import cache_root
+from modelscope_polylm.packaging.package import Progress, package_snapshot
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 
 logger = logging.getLogger(__name__)

@@ -8,24 +8,33 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import DownloadError, OptionError
-from modelscope_polylm.hub.built_in_texts import read_data
-from modelscope_polylm.hub.journal import UnfinishedPackage, check_place
-from modelscope_polylm.hub.model_card import model_card
-from modelscope_polylm.hub.package_files import CHECKSUMS, has_prompt_format, small_files
-from modelscope_polylm.hub.package_report import PackageReport
-from modelscope_polylm.hub.package_tokenizer import write_tokenizer
-from modelscope_polylm.hub.shard_plan import INDEX, ITEM_SIZES, Shard, index_json, parse_size, plan_shards
-from modelscope_polylm.hub.shard_writer import write_shard
-from modelscope_polylm.hub.weight_source import WeightSource
+from modelscope_polylm.packaging.files import CHECKSUMS, has_prompt_format, small_files
+from modelscope_polylm.packaging.model_card import model_card
+from modelscope_polylm.packaging.safetensors_writer import (
+    INDEX,
+    ITEM_SIZES,
+    Shard,
+    WeightSource,
+    index_json,
+    parse_size,
+    plan_shards,
+    write_shard,
+)
+from modelscope_polylm.packaging.staging import UnfinishedPackage, check_place
+from modelscope_polylm.packaging.tokenizer.convert import write_tokenizer
+from modelscope_polylm.packaging.tokenizer.corpus import read_data
+from modelscope_polylm.packaging.tokenizer.parity import Proof
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.tokenizer import FILE_NAME as TOKENIZER_MODEL
 
 logger = logging.getLogger(__name__)
+
 
 # Room for everything but the weights.
 SMALL_FILES_BYTES = 100 << 20
@@ -203,3 +212,46 @@ def _explained(error: OSError, out: Path) -> DownloadError:
         advice = "free space and run the same command again; it continues where it stopped"
         return DownloadError(f"The disk is full while {out} is written ({error}): {advice}.")
     return DownloadError(f"{out} cannot be written: {error}.")
+
+
+@dataclass
+class PackageReport:
+    """The outcome of `package_snapshot`.
+
+    Attributes:
+        folder: the package.
+        files: sha256 of its files, by name.
+        size: bytes of all files.
+        proof: the comparison of tokenizer.json with SentencePiece.
+        warnings: what the owner of the package should know, a line each.
+        resumed: files that an earlier, interrupted run had finished.
+    """
+
+    folder: Path
+    proof: Proof
+    files: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    warnings: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {len(self.files)} files, {self.size / 1e9:.2f} GB, sha256 verified."]
+        if self.resumed:
+            lines.append(f"Taken over from an interrupted run: {', '.join(self.resumed)}.")
+        lines.append(proof_summary(self.proof))
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+
+
+def proof_summary(proof: Proof) -> str:
+    """One sentence on how tokenizer.json compares with SentencePiece."""
+    start = "tokenizer.json gives SentencePiece's ids and text for "
+    if not proof.differences:
+        return start + f"all of {proof.total:,} strings."
+    rounding = len(proof.differences) - len(proof.faults())
+    parts = [f"{len(proof.faults())} differ"] if proof.faults() else []
+    if rounding:
+        parts.append(f"{rounding} are cut at other places with the same probability but for rounding")
+    return (
+        start
+        + f"{proof.total - len({d.text for d in proof.differences}):,} of {proof.total:,} strings; {', '.join(parts)}."
+    )

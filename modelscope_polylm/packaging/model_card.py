@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from modelscope_polylm.hub.built_in_texts import LANGUAGES
-from modelscope_polylm.hub.package_report import PackageReport, proof_summary
+from modelscope_polylm.packaging.package import PackageReport, proof_summary
+from modelscope_polylm.packaging.tokenizer.corpus import LANGUAGES
 from modelscope_polylm.snapshot import Snapshot
 
 PAPER = "https://arxiv.org/abs/2307.06018"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.hub.corpus import NATURAL, proof_strings
+from modelscope_polylm.packaging.tokenizer.corpus import NATURAL, proof_strings
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 BATCH = 1000

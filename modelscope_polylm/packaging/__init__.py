@@ -1,0 +1,1 @@
+"""Writes and proves packages that every engine reads."""
