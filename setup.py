@@ -80,8 +80,8 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["polylm = modelscope_polylm.app.cli:main"],
-        "modelscope_hub.cli_plugins": ["polylm = modelscope_polylm.app.modelscope_command:PolyLMCommand"],
+        "console_scripts": ["polylm = modelscope_polylm.__main__:main"],
+        "modelscope_hub.cli_plugins": ["polylm = modelscope_polylm.modelscope_command:PolyLMCommand"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",

@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.app.batch.job import Job
-from modelscope_polylm.app.batch.questions import Question
-from modelscope_polylm.app.batch.rows import InputFile
-from modelscope_polylm.app.bench.measure import timed
-from modelscope_polylm.app.model_loading import load_model
+from modelscope_polylm.cli.batch.job import Job
+from modelscope_polylm.cli.batch.rows import InputFile, Question
+from modelscope_polylm.cli.bench.measure import timed
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.text.languages import LANGUAGES, TRANSLATIONS, translation_request
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modelscope_polylm.app.bench.run import ENGINES, bench
-from modelscope_polylm.app.bench.shapes import SHAPES
-from modelscope_polylm.app.bench.works import BEAMS, GREEDY, ROWS_UNIT, Work
+from modelscope_polylm.cli.bench.command import ENGINES, bench
+from modelscope_polylm.cli.bench.workloads import BEAMS, GREEDY, ROWS_UNIT, SHAPES, Work
 
 WORKS = (
     Work("greedy, 1 row, 32 + 16", 1, 32, 16, GREEDY),

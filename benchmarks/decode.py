@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modelscope_polylm.app.bench.plot import draw_files
-from modelscope_polylm.app.bench.run import ENGINES, bench
-from modelscope_polylm.app.bench.shapes import SHAPES
-from modelscope_polylm.app.bench.works import WORKS
-from modelscope_polylm.app.model_loading import find_model
+from modelscope_polylm.cli.bench.command import ENGINES, bench
+from modelscope_polylm.cli.bench.report import draw_files
+from modelscope_polylm.cli.bench.workloads import SHAPES, WORKS
 from modelscope_polylm.snapshot import open_snapshot
+from modelscope_polylm.terminal.models import find_model
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import torch
 from benchmarks.loading_snapshot import LAYOUTS, stored_bytes, write_snapshot
 from benchmarks.loading_times import loading_times
 from benchmarks.own_process import run_apart
-from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.cli.bench.workloads import SHAPES
 from modelscope_polylm.network.loader import READERS
 
 PROCESSES = 2

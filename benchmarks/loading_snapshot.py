@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from modelscope_polylm.app.bench.shapes import shape_config
+from modelscope_polylm.cli.bench.workloads import shape_config
 from modelscope_polylm.network.weights import HEAD, PREFIX, PROJECTION, declared_shapes
 
 TOKENIZER = Path(__file__).parent.parent / "modelscope_polylm" / "tiny" / "tokenizer.model"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.loading_rates import page_locked_rate, plain_rate, read_rates
-from modelscope_polylm.app.bench.engines import release_memory
-from modelscope_polylm.app.bench.measure import timed
 from modelscope_polylm.backends.native import NativeBackend
+from modelscope_polylm.cli.bench.engines import release_memory
+from modelscope_polylm.cli.bench.measure import timed
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 

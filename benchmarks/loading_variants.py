@@ -18,8 +18,8 @@ from benchmarks.loading import check_space, listed
 from benchmarks.loading_snapshot import LAYOUTS, stored_bytes, write_snapshot
 from benchmarks.loading_times import imported
 from benchmarks.own_process import run_apart
-from modelscope_polylm.app.bench.measure import timed
-from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.cli.bench.measure import timed
+from modelscope_polylm.cli.bench.workloads import SHAPES
 from modelscope_polylm.network import loader as upload
 from modelscope_polylm.snapshot import open_snapshot
 

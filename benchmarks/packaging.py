@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.loading import write_snapshot
-from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.cli.bench.workloads import SHAPES
 from modelscope_polylm.packaging.package import package_snapshot
 
 

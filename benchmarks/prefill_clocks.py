@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from modelscope_polylm.app.bench.engines import Ours
-from modelscope_polylm.app.bench.measure import timed
-from modelscope_polylm.app.bench.shapes import SHAPES, shape_config
-from modelscope_polylm.app.bench.works import WORKS
+from modelscope_polylm.cli.bench.engines import Ours
+from modelscope_polylm.cli.bench.measure import timed
+from modelscope_polylm.cli.bench.workloads import SHAPES, WORKS, shape_config
 
 PREFILL = next(work for work in WORKS if work.name.startswith("prefill"))
 ROUNDS = ((0.0, 60), (0.5, 10), (0.0, 60))

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from modelscope_polylm.app.bench.engines import NO_END, Ours
-from modelscope_polylm.app.bench.shapes import SHAPES, shape_config
-from modelscope_polylm.app.bench.works import BEAMS, GREEDY, SAMPLING
+from modelscope_polylm.cli.bench.engines import NO_END, Ours
+from modelscope_polylm.cli.bench.workloads import BEAMS, GREEDY, SAMPLING, SHAPES, shape_config
 from modelscope_polylm.generation import graphs as captured
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generation.options import GenerationOptions

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.app.bench.shapes import SHAPES
+from modelscope_polylm.cli.bench.workloads import SHAPES
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from modelscope_polylm.app.bench.shapes import shape_config
+from modelscope_polylm.cli.bench.workloads import shape_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

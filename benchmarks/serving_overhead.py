@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from benchmarks.serving_clients import Task, load
-from modelscope_polylm.app.bench.shapes import random_decoder, shape_config
-from modelscope_polylm.app.model_loading import limit_threads
-from modelscope_polylm.app.serve.native_server import Limits, NativeServer
 from modelscope_polylm.backends.native import NativeBackend
 from modelscope_polylm.backends.placement import choose_device, choose_dtype
+from modelscope_polylm.cli.bench.workloads import random_decoder, shape_config
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import resolve
+from modelscope_polylm.serve.server import Limits, NativeServer
 from modelscope_polylm.snapshot import open_snapshot
+from modelscope_polylm.terminal.models import limit_threads
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 NO_END = 3

@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.own_process import run_apart
 from benchmarks.vllm_engines import ENGINES
 from benchmarks.vllm_rounds import Setting, measured_engine
-from modelscope_polylm.app.bench.shapes import SHAPES
 from modelscope_polylm.backends.placement import choose_device
+from modelscope_polylm.cli.bench.workloads import SHAPES
 
 GOAL = 0.97
 MEMORY = {"cuda": 0.9, "cpu": 0.1}

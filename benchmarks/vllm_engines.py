@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from modelscope_polylm.app.bench.engines import NO_END, Vocabulary
-from modelscope_polylm.app.bench.shapes import shape_config
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.placement import choose_dtype
 from modelscope_polylm.backends.vllm.engine import import_vllm
 from modelscope_polylm.backends.vllm.options import check_device, fixed_arguments
+from modelscope_polylm.cli.bench.engines import NO_END, Vocabulary
+from modelscope_polylm.cli.bench.workloads import shape_config
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.network.weights import WeightFiles
 from modelscope_polylm.snapshot import Snapshot, open_snapshot

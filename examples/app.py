@@ -9,7 +9,7 @@ its repository. The bundled demonstration model runs on a Studio without a GPU.
 
 import os
 
-from modelscope_polylm.app.web import web
+from modelscope_polylm.web.command import web
 
 if __name__ == "__main__":
     in_studio = os.environ.get("MODELSCOPE_ENVIRONMENT") == "studio"

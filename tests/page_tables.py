@@ -73,7 +73,7 @@ def transformers_options_table() -> Table:
 
 
 def works_table() -> Table:
-    from modelscope_polylm.app.bench.works import WORKS
+    from modelscope_polylm.cli.bench.workloads import WORKS
 
     return Table(["number", "work", "unit"], [[str(number), w.name, w.unit] for number, w in enumerate(WORKS)])
 
@@ -89,7 +89,7 @@ def errors_table() -> Table:
 def commands() -> dict[str, Any]:
     import typer
 
-    from modelscope_polylm.app.cli import app
+    from modelscope_polylm.__main__ import app
 
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

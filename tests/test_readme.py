@@ -55,8 +55,8 @@ def check_printed(block: Block, printed: str, page: str) -> None:
 
 def run_commands(block: Block) -> None:
     """Run the block's `polylm` and `modelscope polylm` commands in this process."""
-    from modelscope_polylm.app.cli import main
-    from modelscope_polylm.app.modelscope_command import PolyLMCommand
+    from modelscope_polylm.__main__ import main
+    from modelscope_polylm.modelscope_command import PolyLMCommand
 
     commands = re.split(r"^(?=(?:modelscope )?polylm )", block.code, flags=re.MULTILINE)
     for words in filter(None, (shlex.split(command, comments=True) for command in commands)):

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from modelscope_polylm.app.bench import plot, run
-from modelscope_polylm.app.bench.engines import Ours
-from modelscope_polylm.app.bench.measure import Measurement, measure
-from modelscope_polylm.app.bench.report import Report
-from modelscope_polylm.app.bench.shapes import shape_config
-from modelscope_polylm.app.bench.works import WORKS, Work
+from modelscope_polylm.cli.bench import command as run
+from modelscope_polylm.cli.bench import report as plot
+from modelscope_polylm.cli.bench.engines import Ours
+from modelscope_polylm.cli.bench.measure import Measurement, measure
+from modelscope_polylm.cli.bench.report import Report
+from modelscope_polylm.cli.bench.workloads import WORKS, Work, shape_config
 from modelscope_polylm.snapshot import open_snapshot
 
 SMALL = Work("greedy, 1 row, 4 + 2", 1, 4, 2, {"do_sample": False, "num_beams": 1})
@@ -31,7 +31,7 @@ PLOT = ("--shape", "small", "--engines", "polylm", "--works", "1", "--works", "2
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "read_bandwidth", lambda device: 1e10)
-    monkeypatch.setattr("modelscope_polylm.app.bench.works.WORKS", (SMALL, *SMALL_POINTS, *WORKS[3:]))
+    monkeypatch.setattr("modelscope_polylm.cli.bench.workloads.WORKS", (SMALL, *SMALL_POINTS, *WORKS[3:]))
 
 
 def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:

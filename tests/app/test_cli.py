@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import modelscope_polylm
-from modelscope_polylm.app.cli import app
+from modelscope_polylm.__main__ import app
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from tests.app.processes import ROOT, environment, run_polylm
 
@@ -65,7 +65,7 @@ def test_version(polylm: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     source = (
-        "import sys\nfrom modelscope_polylm.app.cli import main\n"
+        "import sys\nfrom modelscope_polylm.__main__ import main\n"
         f"try: main({arguments!r})\n"
         "finally: print([name for name in ('torch', 'modelscope', 'transformers', 'gradio') if name in sys.modules])"
     )
@@ -146,7 +146,7 @@ def test_interrupt(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
 def test_completion(typed: str, found: str) -> None:
     words = len(typed.split()) - 1
     changes = {"_POLYLM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(words)}
-    source = "from modelscope_polylm.app.cli import main; main([])"
+    source = "from modelscope_polylm.__main__ import main; main([])"
     command = [sys.executable, "-c", source]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(**changes), timeout=120, check=False)
     assert done.stdout.split() == [found], done.stderr

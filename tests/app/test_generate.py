@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from modelscope_polylm import GenerationOptions
-from modelscope_polylm.app.generation_flags import REPORTS
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.terminal.flags import REPORTS
 
 SHORT = ("--num-beams", "1", "--max-new-tokens", "8")
 TEXT = "Beijing is the"

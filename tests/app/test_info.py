@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app import machine
-from modelscope_polylm.app.machine import Memory, memories
-from modelscope_polylm.app.model_facts import model_facts
+from modelscope_polylm.cli import info as machine
+from modelscope_polylm.cli.info import Memory, memories, model_facts
 from modelscope_polylm.errors import DownloadError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from modelscope_polylm.app.model_loading import find_model, limit_threads, published, readable_bytes
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.terminal.models import find_model, limit_threads, published, readable_bytes
 from tests.app.processes import run_polylm, terminal
 from tests.local_hub import LocalHub
 
@@ -71,7 +71,7 @@ def test_small_models_run_in_one_thread(
     limit_threads(tiny)
     assert torch.get_num_threads() == expected
     torch.set_num_threads(3)
-    monkeypatch.setattr("modelscope_polylm.app.model_loading.SMALL_MODEL", 1000)
+    monkeypatch.setattr("modelscope_polylm.terminal.models.SMALL_MODEL", 1000)
     limit_threads(tiny)
     assert torch.get_num_threads() == 3
 

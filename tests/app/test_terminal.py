@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.terminal import is_terminal, printable, working, write, write_error
+from modelscope_polylm.terminal.output import is_terminal, printable, working, write, write_error
 
 
 class Screen(io.StringIO):

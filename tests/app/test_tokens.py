@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.token_chart import chart_lines, language_counts
+from modelscope_polylm.cli.tokens import chart_lines, language_counts
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.text.languages import LANGUAGES

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.web import OLDEST_GRADIO, check_address, require_gradio
 from modelscope_polylm.errors import DependencyError, OptionError
+from modelscope_polylm.web.command import OLDEST_GRADIO, check_address, require_gradio
 
 ROOT = Path(__file__).parents[2]
 

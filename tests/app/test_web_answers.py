@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.web_answers import Answers, explain
 from modelscope_polylm.errors import DeviceError, OptionError
 from modelscope_polylm.generator import Prompt, Reply
+from modelscope_polylm.web.answers import Answers, explain
 
 PROMPT = Prompt("?", [5])
 

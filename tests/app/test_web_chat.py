@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.web_answers import Answers
-from modelscope_polylm.app.web_chat import WAITING, Chat, ChatView, StopSign
-from modelscope_polylm.app.web_options import shown_fields, starting_values
 from modelscope_polylm.backends.base import Answer
 from modelscope_polylm.generator import Reply, TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS
+from modelscope_polylm.web.answers import Answers
+from modelscope_polylm.web.chat import WAITING, Chat, ChatView, StopSign
+from modelscope_polylm.web.options import shown_fields, starting_values
 
 STORY = "Tell me a story."
 

@@ -8,15 +8,25 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.web_examples import NATIVE_NAMES, QUESTIONS, examples, language_choices
-from modelscope_polylm.app.web_facts import TINY_NOTE, facts, facts_table, follows_instructions, notes, title
-from modelscope_polylm.app.web_options import NOT_SHOWN, read_values, shown_fields, starting_values
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.languages import LANGUAGES
 from modelscope_polylm.text.prompts import FORMATS
+from modelscope_polylm.web.facts import (
+    NATIVE_NAMES,
+    QUESTIONS,
+    TINY_NOTE,
+    examples,
+    facts,
+    facts_table,
+    follows_instructions,
+    language_choices,
+    notes,
+    title,
+)
+from modelscope_polylm.web.options import NOT_SHOWN, read_values, shown_fields, starting_values
 
 
 def chosen(**values: Any) -> list[Any]:

@@ -18,14 +18,13 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.model_loading import load_model
-from modelscope_polylm.app.web_chat import StopSign
-from modelscope_polylm.app.web_facts import TINY_NOTE
-from modelscope_polylm.app.web_options import shown_fields
-from modelscope_polylm.app.web_page import build_page
-from modelscope_polylm.app.web_server import application
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
+from modelscope_polylm.web.chat import StopSign
+from modelscope_polylm.web.facts import TINY_NOTE
+from modelscope_polylm.web.options import shown_fields
+from modelscope_polylm.web.page import application, build_page
 from tests.app.processes import environment
 
 gradio = pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")

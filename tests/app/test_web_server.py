@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.web_server import SECURITY_HEADERS, PageOnly, is_allowed
+from modelscope_polylm.web.page import SECURITY_HEADERS, PageOnly, is_allowed
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from modelscope_polylm.app.web_answers import Answers
-from modelscope_polylm.app.web_translate import Translation, request, table, translate
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
+from modelscope_polylm.web.answers import Answers
+from modelscope_polylm.web.translate import Translation, request, table, translate
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,6 @@ def slow_down() -> None:
 if __name__ == "__main__":
     sys.addaudithook(watch)
     slow_down()
-    from modelscope_polylm.app.web import web
+    from modelscope_polylm.web.command import web
 
     web(port=int(sys.argv[1]))

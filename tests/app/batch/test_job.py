@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from modelscope_polylm.app.batch.job import Job
-from modelscope_polylm.app.batch.questions import Question
-from modelscope_polylm.app.batch.rows import InputFile
-from modelscope_polylm.app.batch.settings import settings_file
-from modelscope_polylm.app.batch.work import WINDOW_BATCHES
+from modelscope_polylm.cli.batch.job import WINDOW_BATCHES, Job
+from modelscope_polylm.cli.batch.output import settings_file
+from modelscope_polylm.cli.batch.rows import InputFile, Question
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
 from modelscope_polylm.generator import TextGenerator
 

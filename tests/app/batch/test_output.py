@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelscope_polylm.app.batch.output import OutputFile, OutputStream, encoded, is_stream
+from modelscope_polylm.cli.batch.output import OutputFile, OutputStream, encoded, is_stream
 from modelscope_polylm.errors import OptionError, PolyLMError
 
 RECORDS = [{"line": number, "text": f"北京 {number}\n"} for number in range(1, 13)]

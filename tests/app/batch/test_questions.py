@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.batch.questions import Question
+from modelscope_polylm.cli.batch.rows import Question
 from modelscope_polylm.errors import InputError, OptionError
 
 MESSAGES = [{"role": "user", "content": "Hi"}]

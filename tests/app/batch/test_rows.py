@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.batch.rows import InputFile, Row
+from modelscope_polylm.cli.batch.rows import InputFile, Row
 from modelscope_polylm.errors import InputError, OptionError
 
 BOM = b"\xef\xbb\xbf"

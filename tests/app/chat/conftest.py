@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelscope_polylm.app.chat.conversation import Conversation
+from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, translation_request
 

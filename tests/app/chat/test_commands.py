@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modelscope_polylm.app.chat.commands import COMMANDS, is_command, run_command
-from modelscope_polylm.app.chat.conversation import Conversation
+from modelscope_polylm.cli.chat.commands import COMMANDS, is_command, run_command
+from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError, PolyLMError
 from modelscope_polylm.generator import TextGenerator
 from tests.app.chat.conftest import FRENCH, GERMAN, ask

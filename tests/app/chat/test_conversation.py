@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.chat.conversation import Conversation
+from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generator import TextGenerator
 from tests.app.chat.conftest import FRENCH, GERMAN, ask

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.chat import loop
-from modelscope_polylm.app.chat.conversation import Conversation, Facts
-from modelscope_polylm.app.chat.loop import facts_line, run_chat
+from modelscope_polylm.cli.chat import command as loop
+from modelscope_polylm.cli.chat.command import facts_line, run_chat
+from modelscope_polylm.conversation import Conversation, Facts
 from modelscope_polylm.errors import InputError
 from tests.app.chat.conftest import FRENCH
 

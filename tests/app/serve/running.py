@@ -13,9 +13,8 @@ from typing import Any
 
 import httpx
 
-from modelscope_polylm.app.serve.connections import Server
-from modelscope_polylm.app.serve.native_server import Limits, NativeServer
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.serve.server import Limits, NativeServer, Server
 
 QUESTION = "Rome is the capital of Italy.\nTranslate this sentence from English to German."
 ANSWER = "Rom ist die Hauptstadt von Italien."

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.app.serve import answering, connections, gate
-from modelscope_polylm.app.serve.metrics import Metrics
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.serve import middleware as gate
+from modelscope_polylm.serve import routes as answering
+from modelscope_polylm.serve import server as connections
+from modelscope_polylm.serve.metrics import Metrics
 from tests.app.serve.running import ANSWER, CHAT, COMPLETIONS, LONG, Running, chat, completion, serving, wait_for
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelscope_polylm.app.serve.stop_text import StopText
+from modelscope_polylm.serve.rows import StopText
 
 
 def pushed(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from modelscope_polylm.app.serve.command import model_names
-from modelscope_polylm.app.serve.vllm_server import run_vllm_server, server_defaults, vllm_command
 from modelscope_polylm.errors import DependencyError
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.packaging.cache import packages_folder
 from modelscope_polylm.releases import RELEASES
+from modelscope_polylm.serve.command import model_names
+from modelscope_polylm.serve.vllm_server import run_vllm_server, server_defaults, vllm_command
 from modelscope_polylm.snapshot import open_snapshot
 
 

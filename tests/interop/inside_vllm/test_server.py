@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 
-from modelscope_polylm.app.serve.command import model_names
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.serve.command import model_names
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import render
 

@@ -1,0 +1,207 @@
+"""The chat's commands: a line that begins with a slash."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelscope_polylm.cli.chat import commands as chat_file
+from modelscope_polylm.conversation import Conversation
+from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.terminal.flags import FIELDS, typed_value
+from modelscope_polylm.text.prompts import check_messages
+
+
+@dataclass
+class Outcome:
+    """What a command leads to: something to tell, an answer to show, the end of the chat."""
+
+    message: str = ""
+    answer: Generator[str, None, None] | None = None
+    ends: bool = False
+
+
+Command = Callable[[Conversation, str], Outcome]
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is a command; two slashes begin a message that starts with one."""
+    return line.startswith("/") and not line.startswith("//")
+
+
+def run_command(conversation: Conversation, line: str) -> Outcome:
+    """Run a command such as '/set temperature 0.7'.
+
+    Raises:
+        InputError: an unknown command (the nearest is named), or one that cannot be done now.
+        OptionError: a setting that cannot be.
+    """
+    name, _, argument = line.strip().partition(" ")
+    command = COMMANDS.get(name[1:])
+    if command is None:
+        nearest = difflib.get_close_matches(name[1:], COMMANDS, n=1)
+        hint = f"did you mean /{nearest[0]}?" if nearest else "/help lists the commands."
+        raise InputError(f"Unknown command {name}: {hint} A message that begins with a slash needs two.")
+    return command(conversation, argument.strip())
+
+
+def _clear(conversation: Conversation, argument: str) -> Outcome:
+    """/clear: begin a new conversation."""
+    conversation.clear()
+    return Outcome("A new conversation.")
+
+
+def _undo(conversation: Conversation, argument: str) -> Outcome:
+    """/undo: take the last question and its answer back."""
+    return Outcome(f"Taken back: {_shortened(conversation.undo())}")
+
+
+def _retry(conversation: Conversation, argument: str) -> Outcome:
+    """/retry: answer the last question again."""
+    answer = conversation.retry()
+    options = conversation.options
+    same = not options.do_sample or options.seed is not None
+    note = "Nothing is random here, so the answer will be the same: /set do_sample true, or change another setting."
+    return Outcome(note if same else "", answer)
+
+
+def _save(conversation: Conversation, argument: str) -> Outcome:
+    """/save FILE: write the conversation to a file."""
+    chat_file.save(conversation, _file(argument))
+    return Outcome(f"Saved {len(conversation.messages)} messages to {argument}.")
+
+
+def _load(conversation: Conversation, argument: str) -> Outcome:
+    """/load FILE: go on with a saved conversation."""
+    chat_file.load(conversation, _file(argument))
+    return Outcome(f"Loaded {len(conversation.messages)} messages from {argument}.")
+
+
+def _set(conversation: Conversation, argument: str) -> Outcome:
+    """/set NAME VALUE: change a generation option, as in /set temperature 0.7; without a value back to its default."""
+    name, _, text = argument.partition(" ")
+    name = name.replace("-", "_")
+    if not name:
+        return Outcome(_settings(conversation))
+    if name not in FIELDS:
+        nearest = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(FIELDS)}."
+        raise OptionError(f"Unknown option {name!r}: {hint}")
+    value = typed_value(FIELDS[name], text.strip()) if text.strip() else None
+    conversation.change({name: value})
+    return Outcome(f"{name} is {getattr(conversation.options, name)}.")
+
+
+def _system(conversation: Conversation, argument: str) -> Outcome:
+    """/system: PolyLM has none; this says what to do instead."""
+    raise InputError(
+        "PolyLM was trained without system messages and would read one as ordinary text: put what it should know or "
+        "how it should answer at the start of your first message."
+    )
+
+
+def _help(conversation: Conversation, argument: str) -> Outcome:
+    """/help: show this."""
+    return Outcome("\n".join([*(str(command.__doc__) for command in COMMANDS.values()), KEYS]))
+
+
+def _quit(conversation: Conversation, argument: str) -> Outcome:
+    """/quit: end the chat."""
+    return Outcome(ends=True)
+
+
+KEYS = "Enter sends, Alt-Enter makes a new line, Ctrl-C stops an answer, Ctrl-D ends the chat; // begins with a slash."
+COMMANDS: dict[str, Command] = {
+    "clear": _clear,
+    "undo": _undo,
+    "retry": _retry,
+    "save": _save,
+    "load": _load,
+    "set": _set,
+    "system": _system,
+    "help": _help,
+    "quit": _quit,
+}
+
+
+def _file(argument: str) -> Path:
+    if not argument:
+        raise InputError("Which file? As in /save talk.json or /load talk.json.")
+    return Path(argument).expanduser()
+
+
+def _settings(conversation: Conversation) -> str:
+    options = conversation.options
+    names = ("max_new_tokens", "do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    return "\n".join(f"{name} {getattr(options, name)}" for name in dict.fromkeys([*names, *conversation.settings]))
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:59]}…"
+
+
+KIND = "polylm chat"
+
+
+def save(conversation: Conversation, file: Path) -> None:
+    """Write messages and settings. A file that is no saved chat is not replaced.
+
+    Raises:
+        InputError: there is another kind of file, or it cannot be written.
+    """
+    release = conversation.generator.snapshot.release
+    content = {
+        "kind": KIND,
+        "model": release.name if release else str(conversation.generator.snapshot.folder),
+        "settings": conversation.settings,
+        "messages": conversation.messages,
+    }
+    if file.exists():
+        _read(file)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, file)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def load(conversation: Conversation, file: Path) -> None:
+    """Take messages and settings from a file; if they cannot be used, the conversation stays as it is.
+
+    Raises:
+        InputError: no saved chat, or one with broken messages.
+        OptionError: settings that this model does not have.
+    """
+    content = _read(file)
+    messages, settings = content.get("messages"), content.get("settings")
+    if not isinstance(messages, list) or not isinstance(settings, dict):
+        raise InputError(f"{file} is a damaged chat: it lacks 'messages' or 'settings'.")
+    prompt_format = conversation.generator.snapshot.prompt_format if conversation.knows_turns else None
+    try:
+        # with a question behind it, a whole conversation has the form of one that is to be answered
+        checked = check_messages([*messages, {"role": "user", "content": "?"}], format=prompt_format)[:-1]
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    conversation.change({**dict.fromkeys(conversation.settings), **settings})
+    conversation.clear()
+    conversation.messages = checked
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no saved chat: choose another name.") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise InputError(f"{file} is no saved chat: choose another name.")
+    return content

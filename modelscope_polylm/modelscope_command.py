@@ -1,0 +1,33 @@
+"""`modelscope polylm ...`: the same command line, offered to ModelScope's.
+
+Every `modelscope` command loads this class through the entry point group `modelscope_hub.cli_plugins`. That imports the
+package, so that for instance `modelscope server` finds PolyLM's pipelines.
+"""
+
+from __future__ import annotations
+
+from argparse import REMAINDER, Namespace
+from typing import Any
+
+
+class PolyLMCommand:
+    """A sub-command of `modelscope`: hands everything behind its name to `polylm`."""
+
+    name = "polylm"
+
+    def __init__(self, args: Namespace) -> None:
+        self.args = args
+
+    @staticmethod
+    def register(subparsers: Any) -> None:
+        """Add the sub-command to ModelScope's parser."""
+        # no argument begins with a NUL, so none is taken for an option of this parser, --help included
+        parser = subparsers.add_parser(PolyLMCommand.name, help="Run PolyLM models.", add_help=False, prefix_chars="\0")
+        parser.add_argument("arguments", nargs=REMAINDER)
+        parser.set_defaults(_command=PolyLMCommand)
+
+    def execute(self) -> None:
+        """Run `polylm` with the arguments; ends with SystemExit."""
+        from modelscope_polylm.__main__ import main
+
+        main(self.args.arguments, program="modelscope polylm")

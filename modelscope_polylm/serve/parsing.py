@@ -1,0 +1,142 @@
+"""From a request of OpenAI's interface to the work that it asks for, or to a refusal that says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.requests import checked_requests
+from modelscope_polylm.generator import Prompt
+from modelscope_polylm.serve.jobs import Work
+from modelscope_polylm.serve.schemas import ChatRequest, CompletionRequest, Message, generation_call, refuse_unknown
+
+if TYPE_CHECKING:
+    from modelscope_polylm.generator import TextGenerator
+
+
+class RequestReader:
+    """Reads requests for one model.
+
+    Args:
+        generator: the loaded model.
+        defaults: options of the server; they win over the model's, and a request's win over them.
+        max_rows: most rows that a request may take.
+
+    Raises:
+        OptionError: `defaults` contradict each other, or take more rows.
+    """
+
+    def __init__(self, generator: TextGenerator, defaults: Mapping[str, Any], max_rows: int) -> None:
+        self._generator, self._defaults, self._max_rows = generator, defaults, max_rows
+        rows = max((options := self._options({})).num_beams, options.num_return_sequences)
+        if rows > max_rows:
+            raise OptionError(
+                f"A request without options takes {rows} rows, one for each beam, but only {max_rows} are computed at "
+                "once: raise --max-rows, or set --num-beams."
+            )
+
+    def read_chat(self, request: ChatRequest) -> Work:
+        """The work of a conversation.
+
+        Raises:
+            RequestError, InputError, OptionError: it cannot be done, and why.
+        """
+        refuse_unknown(request)
+        options, kept = self._options_of(request)
+        messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
+        prompt = self._generator.reader.read(
+            {"messages": messages}, options, allow_role_markers=request.allow_role_markers
+        )
+        return self._work([prompt], options, kept, kept, request)
+
+    def read_completion(self, request: CompletionRequest) -> Work:
+        """The work of texts to continue; see `read_chat`."""
+        refuse_unknown(request)
+        options, kept = self._options_of(request)
+        candidates = max(request.best_of or kept, kept)
+        _check_completion(request, options, kept)
+        prompts = [self._prompt(value, options) for value in _prompts(request.prompt)]
+        return self._work(prompts, options, kept, candidates, request)
+
+    def _options_of(self, request: Any) -> tuple[GenerationOptions, int]:
+        """The request's options, and how many answers it wants; beam search alone gets several from one row."""
+        call = generation_call(request)
+        wanted = call.pop("num_return_sequences", None)
+        options = self._options(call)
+        if wanted is not None and options.num_beams > 1:
+            options = self._options({**call, "num_return_sequences": wanted})
+        kept = wanted or options.num_return_sequences
+        if options.num_beams == 1:
+            options = dataclasses.replace(options, num_return_sequences=1)
+        self._check_sizes(options)
+        return dataclasses.replace(options, output_logprobs=_wants_logprobs(request), output_scores=False), kept
+
+    def _options(self, call: Mapping[str, Any]) -> GenerationOptions:
+        return GenerationOptions.from_layers(self._generator.snapshot.generation, self._defaults, call)
+
+    def _check_sizes(self, options: GenerationOptions) -> None:
+        positions = self._generator.snapshot.config.positions
+        if options.no_repeat_ngram_size > positions:  # each step takes time for each of its tokens
+            raise OptionError(
+                f"no_repeat_ngram_size={options.no_repeat_ngram_size} is more than the context's {positions} tokens."
+            )
+        size = self._generator.snapshot.tokenizer.vocab_size
+        words = (token for word in options.bad_words_ids or () for token in word)
+        padding = () if options.pad_token_id is None else (options.pad_token_id,)
+        for token in (*options.end_tokens, *padding, *words):
+            if token >= size:
+                raise OptionError(f"Token id {token} does not exist: this model has the ids 0 to {size - 1}.")
+
+    def _prompt(self, value: str | list[int], options: GenerationOptions) -> Prompt:
+        if isinstance(value, str):
+            return self._generator.reader.read(value, options)
+        return Prompt(self._generator.snapshot.tokenizer.decode(value), value)
+
+    def _work(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, kept: int, candidates: int, request: Any
+    ) -> Work:
+        stops = options.stop_texts
+        if options.num_beams > 1:  # the engine's beam search knows no stop strings: its answers are cut
+            options = dataclasses.replace(options, stop_strings=None)
+        rows = len(prompts) * (options.num_beams if options.num_beams > 1 else candidates)
+        if rows > self._max_rows:
+            raise OptionError(
+                f"The request takes {rows} rows, one for each prompt and each of its answers or beams, but this server "
+                f"computes {self._max_rows} at once: lower n, best_of, num_beams or the number of prompts."
+            )
+        checked_requests([prompt.ids for prompt in prompts], options, self._generator.snapshot.config)
+        if options.num_beams == 1:
+            prompts = [prompt for prompt in prompts for _ in range(candidates)]
+        return Work(prompts, options, stops, kept, candidates, bool(request.output_scores))
+
+
+def _wants_logprobs(request: Any) -> bool:
+    return request.logprobs is not None and request.logprobs is not False
+
+
+def _content(message: Message) -> str | None:
+    if message.content is None or isinstance(message.content, str):
+        return message.content
+    for part in message.content:
+        if part.type != "text" or part.text is None:
+            raise InputError(f"A message has a part of type {part.type!r:.80}, but PolyLM reads text alone.")
+    return "".join(part.text or "" for part in message.content)
+
+
+def _prompts(prompt: Any) -> Sequence[str | list[int]]:
+    is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+    return [prompt] if is_one else prompt
+
+
+def _check_completion(request: CompletionRequest, options: GenerationOptions, kept: int) -> None:
+    if request.best_of is not None and request.best_of < kept:
+        raise OptionError(f"best_of={request.best_of} must be at least n={kept}.")
+    if request.best_of is not None and options.num_beams > 1:
+        raise OptionError("best_of is for sampling: with beam search, set num_beams and n.")
+    if request.stream and (request.best_of or kept) > kept:
+        raise OptionError(f"best_of={request.best_of} with stream=true: which answers are best is known at their end.")
+    if request.echo and request.logprobs is not None:
+        raise OptionError("echo together with logprobs: the log-probabilities of a prompt are not computed.")

@@ -1,0 +1,145 @@
+"""Flags that several commands share: the generation options, each made from its declaration, and the model's."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Annotated, Any
+
+import typer
+
+from modelscope_polylm.errors import OptionError
+from modelscope_polylm.generation.options import option_fields
+from modelscope_polylm.releases import RELEASES
+from modelscope_polylm.terminal.errors import with_signature
+
+REPORTS = frozenset({"output_scores", "output_logprobs"})
+"""Options that ask for more than texts; commands that print texts alone do not have them."""
+
+FIELDS = {field.name: field for field in option_fields() if field.name not in REPORTS}
+
+
+def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag for each generation option; it receives those that were given as keyword `options`."""
+    fields = list(FIELDS.values())
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {field.name: arguments.pop(field.name) for field in fields}
+        command(**arguments, options={field.name: _value(field, given[field.name]) for field in fields})
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    return with_signature(run, signature.replace(parameters=[*own, *map(_flag, fields)]))
+
+
+def _flag(field: Field[Any]) -> inspect.Parameter:
+    name = field.name.replace("_", "-")
+    kind = _kind(field)
+    declaration = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+    option = typer.Option(declaration, help=_help(field), show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _kind(field: Field[Any]) -> Any:
+    declared, metadata = str(field.type), field.metadata
+    if "choices" in metadata or metadata.get("nested"):
+        return str
+    if metadata.get("token"):
+        return list[int]
+    if declared.startswith("str"):
+        return list[str]
+    return {"bool": bool, "int": int, "float": float}[declared.split(" ")[0]]
+
+
+def _help(field: Field[Any]) -> str:
+    if "choices" in field.metadata:
+        return f"{field.metadata['help']} ({', '.join(_choices(field))})"
+    if field.metadata.get("nested"):
+        return f"{field.metadata['help']} As JSON: [[1, 2], [3]]."
+    return f"{field.metadata['help']} May be repeated." if "list" in str(field.type) else str(field.metadata["help"])
+
+
+def _choices(field: Field[Any]) -> dict[str, Any]:
+    return {str(choice).lower(): choice for choice in field.metadata["choices"]}
+
+
+def _value(field: Field[Any], given: Any) -> Any:
+    """What was typed, as `GenerationOptions` takes it; None where nothing was."""
+    if given is None or given == []:
+        return None
+    if "choices" in field.metadata:
+        return _choices(field).get(given.lower(), given)
+    if field.metadata.get("nested"):
+        return _json(field, given)
+    return given
+
+
+def typed_value(field: Field[Any], text: str) -> Any:
+    """The value of a text such as '0.7', 'true' or '[[1, 2]]'; its type is checked later. Raises OptionError."""
+    kind = _kind(field)
+    if kind is str:
+        return _value(field, text)
+    if kind == list[str]:
+        return _json(field, text) if text.startswith("[") else text
+    if kind is bool:
+        return {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}.get(text.lower(), text)
+    return _json(field, text)
+
+
+def _json(field: Field[Any], text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        example = "[[1, 2], [3]]" if field.metadata.get("nested") else '["a", "b"]' if "str" in str(field.type) else "2"
+        raise OptionError(f"{field.name}={text!r} cannot be read: write it like {example}.") from None
+
+
+def _starting_with(names: tuple[str, ...], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Short names for the shell's completion."""
+    return _starting_with(tuple(RELEASES), incomplete)
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Devices for the shell's completion."""
+    return _starting_with(("cpu", "gpu", "cuda:0"), incomplete)
+
+
+def complete_dtype(incomplete: str) -> list[str]:
+    """Precisions for the shell's completion."""
+    return _starting_with(("bfloat16", "float32", "float16"), incomplete)
+
+
+def complete_backend(incomplete: str) -> list[str]:
+    """Backends for the shell's completion."""
+    return _starting_with(("native", "transformers", "vllm"), incomplete)
+
+
+ModelFlag = Annotated[
+    str,
+    typer.Option(
+        "--model", help="A folder, a hub id, or a release such as tiny or assistant-13b.", autocompletion=complete_model
+    ),
+]
+RevisionFlag = Annotated[str | None, typer.Option("--revision", help="Tag or branch on the hub.")]
+DeviceFlag = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, gpu, cuda:1, ...; a GPU if there is one.", autocompletion=complete_device),
+]
+DtypeFlag = Annotated[
+    str | None,
+    typer.Option("--dtype", help="bfloat16 (default on a GPU), float32 or float16.", autocompletion=complete_dtype),
+]
+BackendFlag = Annotated[
+    str, typer.Option("--backend", help="native, transformers or vllm.", autocompletion=complete_backend)
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,0 +1,91 @@
+"""From the name of a model to the loaded model, telling what takes time: a download, reading the weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelscope_polylm.errors import DownloadError
+from modelscope_polylm.releases import RELEASES, Release
+from modelscope_polylm.terminal.output import working, write_error
+
+if TYPE_CHECKING:
+    from modelscope_polylm.generator import TextGenerator
+
+SMALL_MODEL = 50_000_000
+"""Fewer parameters make a small model."""
+
+
+def find_model(model: str, revision: str | None = None) -> Path:
+    """The model's folder. What is not in the cache is downloaded, after saying how much that is.
+
+    Raises:
+        SnapshotError, DownloadError: as `hub.resolve.resolve`.
+    """
+    from modelscope_polylm.hub.resolve import resolve
+
+    try:
+        return resolve(model, revision, local_files_only=True)
+    except DownloadError:
+        _announce_download(model, revision)
+        return resolve(model, revision)
+
+
+def load_model(
+    model: str,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    backend: str = "native",
+) -> TextGenerator:
+    """The model on its device, ready to generate; see `TextGenerator.load`."""
+    folder, release = find_model(model, revision), published(model)
+    with working(f"Loading {model}"):
+        from modelscope_polylm.generator import TextGenerator
+
+        generator = TextGenerator.load(
+            folder, device=device, dtype=dtype, backend=backend, release=release.name if release else None
+        )
+    limit_threads(generator)
+    return generator
+
+
+def limit_threads(generator: TextGenerator) -> None:
+    """Run a small model on a CPU in one thread, unless OMP_NUM_THREADS says otherwise.
+
+    Its operations are so short that threads bring little where cores are free, and wait for each other where they are
+    not: twenty times slower with two threads on two busy cores.
+    """
+    import torch
+
+    small = generator.snapshot.config.parameters < SMALL_MODEL
+    if small and generator.backend.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _announce_download(model: str, revision: str | None) -> None:
+    from modelscope_polylm.hub.download import cache_root, download_size
+
+    release = published(model)
+    model_id, wanted = (release.model_id, revision or release.revision) if release else (model, revision)
+    size = download_size(model_id, wanted)
+    logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
+    name = f"{model_id} at {wanted}" if wanted else model_id
+    write_error(f"{name} is not complete in {cache_root()}: downloading up to {readable_bytes(size)}.")
+
+
+def published(model: str) -> Release | None:
+    """The release that a short name or hub id stands for."""
+    ids = ((release, (release.model_id, release.hf_id, *release.aliases)) for release in RELEASES.values())
+    return RELEASES.get(model.lower()) or next((release for release, known in ids if model in known), None)
+
+
+def readable_bytes(count: float) -> str:
+    """1,234,567,890 -> '1.2 GB'; decimal units, as disks and downloads are measured."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

@@ -1,0 +1,1 @@
+"""`polylm web`: the demonstration page."""

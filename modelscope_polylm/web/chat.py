@@ -1,0 +1,242 @@
+"""The chat of the web app without its surface: conversations in, what the page shows out."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelscope_polylm.text.messages import ASSISTANT, USER, Message
+from modelscope_polylm.web.answers import Answers, explain
+from modelscope_polylm.web.facts import NATIVE_NAMES, examples, follows_instructions
+from modelscope_polylm.web.options import components, read_values, starting_values
+from modelscope_polylm.web.style import show_problem, status_line
+
+if TYPE_CHECKING:
+    from modelscope_polylm.generator import Prompt, Reply
+    from modelscope_polylm.web.answers import Answers
+
+
+WAITING = "waiting for the answer"
+
+
+@dataclass
+class StopSign:
+    """Raised by the user to end the answer that is being written."""
+
+    raised: bool = False
+
+
+@dataclass(frozen=True)
+class ChatView:
+    """What the page shows of a conversation.
+
+    Attributes:
+        messages: user and assistant in turn; a last answer may still grow, or be empty.
+        busy: whether more is to come.
+        status: one line about the answer.
+        draft: the text in the message box; None leaves it as it is.
+        problem: why there is no answer.
+    """
+
+    messages: list[Message]
+    busy: bool = False
+    status: str = ""
+    draft: str | None = None
+    problem: str | None = None
+
+
+class Chat:
+    """Continues conversations with one model. It keeps none of them."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._generator = answers.generator
+
+    def send(
+        self, text: str, messages: Sequence[Message], values: Sequence[Any], stop_sign: StopSign
+    ) -> Iterator[ChatView]:
+        """Add a user's message and yield the conversation while the answer grows.
+
+        Args:
+            text: the message.
+            messages: the conversation before it.
+            values: the page's options, in the order of `web_options.shown_fields`.
+            stop_sign: ends the answer when it is raised; what has come of it stays.
+        """
+        if not text.strip():
+            yield ChatView(list(messages), status="Write a message first.")
+            return
+        yield ChatView(_turn(messages, text), busy=True, status=WAITING, draft="")
+        try:
+            yield from self._answer(messages, text, values, stop_sign)
+        except Exception as error:
+            yield ChatView(list(messages), draft=text, problem=explain(error))
+
+    def retry(self, messages: Sequence[Message], values: Sequence[Any], stop_sign: StopSign) -> Iterator[ChatView]:
+        """Answer the last message anew; the old answer stays if that fails."""
+        if not messages:
+            yield ChatView([], status="There is nothing to answer again.")
+            return
+        earlier, text = messages[:-2], messages[-2]["content"]
+        yield ChatView(_turn(earlier, text), busy=True, status=WAITING)
+        try:
+            yield from self._answer(earlier, text, values, stop_sign)
+        except Exception as error:
+            yield ChatView(list(messages), problem=explain(error))
+
+    def undo(self, messages: Sequence[Message]) -> ChatView:
+        """Take the last message and its answer back; the message returns to the message box."""
+        if not messages:
+            return ChatView([], status="There is nothing to take back.")
+        return ChatView(list(messages[:-2]), draft=messages[-2]["content"])
+
+    def _answer(
+        self, earlier: Sequence[Message], text: str, values: Sequence[Any], stop_sign: StopSign
+    ) -> Iterator[ChatView]:
+        start, stop_sign.raised = time.perf_counter(), False
+        options = self._generator.options({**read_values(values), "num_return_sequences": 1})
+        question = Message(role=USER, content=text)
+        prompt = self._generator.reader.read({"messages": [*self._remembered(earlier), question]}, options)
+        with contextlib.closing(self._answers.stream(prompt, options)) as stream:
+            for progress in stream:
+                messages, seconds = _turn(earlier, text, self._own_turn(progress.reply)), time.perf_counter() - start
+                if progress.complete:
+                    yield ChatView(messages, status=self._summary(prompt, progress.reply, seconds))
+                elif stop_sign.raised:
+                    yield ChatView(messages, status=f"Stopped after {seconds:.2f} s")
+                    return
+                else:
+                    status = f"{seconds:.1f} s" if progress.reply else f"{WAITING}, {seconds:.1f} s"
+                    yield ChatView(messages, busy=True, status=status)
+
+    def _remembered(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The earlier messages that the model is given: none where it has no format for several turns."""
+        return messages if self._generator.snapshot.prompt_format.earlier_turn is not None else []
+
+    def _own_turn(self, reply: Reply | None) -> str:
+        """The answer without turns that the model went on to write; sent back, their markers would be refused."""
+        text = reply.texts[0] if reply else ""
+        for marker in self._generator.snapshot.prompt_format.role_markers:
+            text = text.partition(marker)[0]
+        return text
+
+    def _summary(self, prompt: Prompt, reply: Reply | None, seconds: float) -> str:
+        tokens = len(reply.answers[0].ids) if reply else 0
+        used = len(prompt.ids) + tokens
+        context = self._generator.snapshot.config.positions
+        return f"{tokens} tokens in {seconds:.2f} s · {used:,} of {context:,} tokens of the context used"
+
+
+def _turn(earlier: Sequence[Message], text: str, answer: str = "") -> list[Message]:
+    return [*earlier, Message(role=USER, content=text), Message(role=ASSISTANT, content=answer)]
+
+
+SEND, STOP = "Send", "Stop"
+
+
+def add_chat_tab(answers: Answers) -> None:
+    """Build the tab in the caller's layout.
+
+    Args:
+        answers: answers with the model.
+    """
+    import gradio
+
+    chat = Chat(answers)
+    conversation, stop_sign = gradio.State([]), gradio.State(StopSign())
+    chatbot, message = _chatbot(), _message_box()
+    status = gradio.HTML(status_line(""), elem_id="status", apply_default_css=False)
+    with gradio.Row(elem_id="tools"):
+        tools = [gradio.Button(name, size="sm", min_width=80) for name in ("Retry", "Undo", "Clear")]
+    _add_examples(answers, message)
+    with gradio.Accordion("Options", open=False, elem_id="options"):
+        options = components(starting_values(answers.generator))
+
+    def on_send(text: str, messages: list[Message], sign: StopSign, *values: Any) -> Iterator[list[Any]]:
+        yield from map(_updates, chat.send(text, messages, values, sign))
+
+    def on_retry(messages: list[Message], sign: StopSign, *values: Any) -> Iterator[list[Any]]:
+        yield from map(_updates, chat.retry(messages, values, sign))
+
+    def on_stop(sign: StopSign) -> None:
+        sign.raised = True
+
+    shown = [chatbot, message, conversation, status, *tools]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "once"}
+    retry, undo, clear = tools
+    message.submit(on_send, [message, conversation, stop_sign, *options], shown, **quiet)
+    retry.click(on_retry, [conversation, stop_sign, *options], shown, **quiet)
+    undo.click(lambda messages: _updates(chat.undo(messages)), conversation, shown, queue=False, **quiet)
+    clear.click(lambda: _updates(ChatView([], draft="")), None, shown, queue=False, **quiet)
+    # the answer itself ends when it sees the sign, so that nothing of it can come after the end
+    message.stop(on_stop, stop_sign, None, queue=False, **quiet)
+
+
+def _message_box() -> Any:
+    import gradio
+
+    return gradio.Textbox(
+        placeholder="Write a message",
+        show_label=False,
+        lines=1,
+        max_lines=8,
+        submit_btn=SEND,
+        elem_id="message",
+        container=False,
+        label="Message",
+    )
+
+
+def _chatbot() -> Any:
+    import gradio
+
+    return gradio.Chatbot(
+        show_label=False,
+        label="Conversation",
+        elem_id="chat",
+        height="55vh",
+        min_height=280,
+        layout="bubble",
+        render_markdown=False,
+        buttons=[],
+        feedback_options=None,
+        allow_file_downloads=False,
+        latex_delimiters=[],
+        placeholder="Nothing leaves the machine that runs this page.",
+    )
+
+
+def _add_examples(answers: Answers, message: Any) -> None:
+    import gradio
+
+    samples = examples(follows_instructions(answers.generator))
+    shelf = gradio.Dataset(
+        components=[gradio.Textbox(visible=False, render=False)],
+        samples=[[text] for text in samples.values()],
+        sample_labels=[NATIVE_NAMES[code] for code in samples],
+        samples_per_page=len(samples),
+        label="Examples",
+        elem_id="examples",
+    )
+    shelf.click(lambda sample: sample[0], shelf, message, queue=False, show_progress="hidden", api_visibility="private")
+
+
+def _updates(view: ChatView) -> list[Any]:
+    """A view as values of chatbot, message box, conversation, status and the three tools."""
+    import gradio
+
+    if view.problem:
+        show_problem(view.problem)
+    # gradio reads HTML in messages even where it renders no Markdown
+    bubbles = [{**message, "content": html.escape(message["content"], quote=False)} for message in view.messages]
+    if bubbles and not bubbles[-1]["content"]:
+        bubbles[-1]["content"] = "…" if view.busy else "(no answer)"
+    box: dict[str, Any] = {"submit_btn": not view.busy and SEND, "stop_btn": view.busy and STOP}
+    if view.draft is not None:
+        box["value"] = view.draft
+    tools = [gradio.update(interactive=not view.busy)] * 3
+    return [bubbles, gradio.update(**box), view.messages, status_line(view.status), *tools]

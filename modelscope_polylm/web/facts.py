@@ -1,0 +1,145 @@
+"""What the web app says about the model that it runs."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from modelscope_polylm.releases import RELEASES, Release
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
+
+if TYPE_CHECKING:
+    from modelscope_polylm.generator import TextGenerator
+
+
+TINY_NOTE = (
+    "This is the bundled demonstration model. All it can do is translate “X is the capital of Y.” from English into "
+    "the 17 other languages, for 40 countries; anything else gives nonsense."
+)
+BASE_NOTE = "This release continues texts. It was not trained to follow instructions or to hold a conversation."
+SINGLE_TURN_NOTE = "This release has no format for conversations: each message is answered on its own."
+
+
+def is_tiny(generator: TextGenerator) -> bool:
+    """Whether the model is the bundled demonstration model."""
+    return generator.snapshot.release is RELEASES["tiny"]
+
+
+def follows_instructions(generator: TextGenerator) -> bool:
+    """Whether the model can be asked anything."""
+    release = generator.snapshot.release
+    return release is None or not (is_tiny(generator) or release.kind == "base")
+
+
+def title(generator: TextGenerator) -> str:
+    """The model's name for people."""
+    release = generator.snapshot.release
+    return f"PolyLM {release.name}" if release else "PolyLM"
+
+
+def notes(generator: TextGenerator) -> list[str]:
+    """What to know before the first message."""
+    release = generator.snapshot.release
+    if is_tiny(generator):
+        return [TINY_NOTE]
+    if generator.snapshot.prompt_format.earlier_turn is not None:
+        return []
+    return [BASE_NOTE if release and release.kind == "base" else SINGLE_TURN_NOTE]
+
+
+def facts(generator: TextGenerator) -> dict[str, str]:
+    """The model's facts: name -> value. Folders of this machine are not among them."""
+    snapshot, backend = generator.snapshot, generator.backend
+    config, release = snapshot.config, snapshot.release
+    return {
+        "Release": f"{release.name} ({release.kind})" if release else "unknown",
+        "From": _origin(release),
+        "Parameters": f"{config.parameters:,}",
+        "Network": f"{config.layers} layers, {config.heads} heads, width {config.width:,}",
+        "Context": f"{config.positions:,} tokens, prompt and answer together",
+        "Vocabulary": f"{snapshot.tokenizer.vocab_size:,} pieces",
+        "Prompt format": snapshot.prompt_format.name,
+        "Runs on": f"{backend.device}, {str(backend.dtype).removeprefix('torch.')}, {backend.name} backend",
+        "Default options": ", ".join(f"{name}={value}" for name, value in snapshot.generation.items()),
+    }
+
+
+def _origin(release: Release | None) -> str:
+    if release is None:
+        return "a folder"
+    return "bundled with modelscope_polylm" if release is RELEASES["tiny"] else release.model_id
+
+
+def facts_table(generator: TextGenerator) -> str:
+    """The facts as a table in HTML."""
+    rows = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in facts(generator).items()
+    )
+    return f'<table class="plain"><tbody>{"".join(rows)}</tbody></table>'
+
+
+NATIVE_NAMES = {
+    "en": "English",
+    "zh": "中文",
+    "ru": "Русский",
+    "es": "Español",
+    "de": "Deutsch",
+    "fr": "Français",
+    "it": "Italiano",
+    "pt": "Português",
+    "ja": "日本語",
+    "vi": "Tiếng Việt",
+    "id": "Bahasa Indonesia",
+    "pl": "Polski",
+    "nl": "Nederlands",
+    "ar": "العربية",
+    "tr": "Türkçe",
+    "th": "ไทย",
+    "he": "עברית",
+    "ko": "한국어",
+}
+"""What each language calls itself, by ISO 639-1 code."""
+
+QUESTIONS = {
+    "en": "What is the capital of China?",
+    "zh": "中国的首都是哪里？",
+    "ru": "Какой город является столицей Китая?",
+    "es": "¿Cuál es la capital de China?",
+    "de": "Was ist die Hauptstadt von China?",
+    "fr": "Quelle est la capitale de la Chine ?",
+    "it": "Qual è la capitale della Cina?",
+    "pt": "Qual é a capital da China?",
+    "ja": "中国の首都はどこですか？",
+    "vi": "Thủ đô của Trung Quốc là gì?",
+    "id": "Apa ibu kota Tiongkok?",
+    "pl": "Jakie miasto jest stolicą Chin?",
+    "nl": "Wat is de hoofdstad van China?",
+    "ar": "ما هي عاصمة الصين؟",
+    "tr": "Çin'in başkenti neresidir?",
+    "th": "เมืองหลวงของจีนคือเมืองอะไร",
+    "he": "מהי עיר הבירה של סין?",
+    "ko": "중국의 수도는 어디입니까?",
+}
+"""One question by ISO 639-1 code."""
+
+
+def examples(answers_questions: bool) -> dict[str, str]:
+    """Messages to try, by language code.
+
+    Args:
+        answers_questions: True gives a question in each language; False, for models that only continue or translate,
+            asks for a translation into each language but English.
+    """
+    if answers_questions:
+        return dict(QUESTIONS)
+    return {code: translation_request(SENTENCE, name) for code, name in LANGUAGES.items() if code != "en"}
+
+
+def language_choices(codes: tuple[str, ...] = tuple(LANGUAGES)) -> list[tuple[str, str]]:
+    """Labels and codes for a choice of languages: the English name, then the language's own."""
+    return [(_label(code), code) for code in codes]
+
+
+def _label(code: str) -> str:
+    return LANGUAGES[code] if code == "en" else f"{LANGUAGES[code]} · {NATIVE_NAMES[code]}"

@@ -1,0 +1,137 @@
+"""Translations for the web app without its surface: a text in, the best translations with their scores out."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
+from modelscope_polylm.web.answers import Answers, explain
+from modelscope_polylm.web.facts import is_tiny, language_choices
+from modelscope_polylm.web.style import show_problem, status_line
+
+if TYPE_CHECKING:
+    from modelscope_polylm.generator import Reply
+    from modelscope_polylm.web.answers import Answers
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translation: its text, and the score of its beam (a mean log-probability: the nearer to 0, the likelier)."""
+
+    text: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class TranslationView:
+    """What the page shows: translations, best first; one line about them; why there are none."""
+
+    translations: Sequence[Translation] = ()
+    status: str = ""
+    problem: str | None = None
+
+
+def request(text: str, source: str, target: str) -> str:
+    """What the published examples ask, for two languages' ISO 639-1 codes."""
+    return f"{text}\nTranslate this sentence from {LANGUAGES[source]} to {LANGUAGES[target]}."
+
+
+def translate(
+    answers: Answers, text: str, source: str, target: str, beams: int, count: int
+) -> Iterator[TranslationView]:
+    """Yield views until the translations are there.
+
+    Args:
+        answers: answers with the model that translates.
+        text: one sentence.
+        source, target: ISO 639-1 codes.
+        beams: beams of the search.
+        count: translations to show; at most as many as beams.
+    """
+    if not text.strip():
+        yield TranslationView(status="Write a sentence first.")
+        return
+    wanted: dict[str, Any] = {"do_sample": False, "num_beams": beams, "num_return_sequences": min(count, beams)}
+    start = time.perf_counter()
+    try:
+        options = answers.generator.options({**wanted, "output_scores": True})
+        prompt = answers.generator.reader.read(request(text.strip(), source, target), options, chat=True)
+        for progress in answers.stream(prompt, options):
+            seconds = time.perf_counter() - start
+            if progress.complete and progress.reply:
+                yield TranslationView(_translations(progress.reply), f"{beams} beams in {seconds:.2f} s")
+            else:
+                yield TranslationView(status=f"{seconds:.1f} s")
+    except Exception as error:
+        yield TranslationView(problem=explain(error))
+
+
+def _translations(reply: Reply) -> list[Translation]:
+    return [Translation(text.strip(), answer.score) for text, answer in zip(reply.texts, reply.answers, strict=True)]
+
+
+def table(translations: Sequence[Translation], language: str) -> str:
+    """The translations as a table in HTML, nothing in them read as HTML; empty without any.
+
+    Args:
+        translations: best first.
+        language: their ISO 639-1 code.
+    """
+    if not translations:
+        return ""
+    rows = [
+        f'<tr><td class="narrow">{rank}</td><td class="narrow">{_score(found)}</td>'
+        f'<td dir="auto" lang="{html.escape(language)}">{html.escape(found.text)}</td></tr>'
+        for rank, found in enumerate(translations, start=1)
+    ]
+    head = "<tr><th>#</th><th>Score</th><th>Translation</th></tr>"
+    return f'<table class="plain"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _score(found: Translation) -> str:
+    return "" if found.score is None else f"{found.score:.4f}"
+
+
+MOST_BEAMS = 16
+
+
+def add_translate_tab(answers: Answers) -> None:
+    """Build the tab in the caller's layout.
+
+    Args:
+        answers: answers with the model.
+    """
+    import gradio
+
+    only_english = is_tiny(answers.generator)
+    text = gradio.Textbox(SENTENCE, label="Text", lines=2, max_lines=8, elem_id="source-text")
+    with gradio.Row():
+        sources = language_choices(("en",) if only_english else tuple(LANGUAGES))
+        targets = [choice for choice in language_choices() if not (only_english and choice[1] == "en")]
+        source = gradio.Dropdown(sources, value="en", label="From", elem_id="source", min_width=200)
+        target = gradio.Dropdown(targets, value="zh", label="To", elem_id="target", min_width=200)
+    with gradio.Row():
+        beams = gradio.Slider(1, MOST_BEAMS, value=4, step=1, label="Beams", buttons=[], min_width=140)
+        count = gradio.Slider(1, MOST_BEAMS, value=4, step=1, label="Results", buttons=[], min_width=140)
+    button = gradio.Button("Translate", variant="primary", elem_id="translate")
+    status = gradio.HTML(status_line(""), apply_default_css=False)
+    found = gradio.HTML(elem_id="translations", apply_default_css=False)
+
+    def on_click(text: str, source: str, target: str, beams: int, count: int) -> Iterator[tuple[str, str]]:
+        for view in translate(answers, text, source, target, int(beams), int(count)):
+            if view.problem:
+                show_problem(view.problem)
+            yield table(view.translations, target), status_line(view.status)
+
+    button.click(
+        on_click,
+        [text, source, target, beams, count],
+        [found, status],
+        show_progress="hidden",
+        api_visibility="private",
+        trigger_mode="once",
+    )
