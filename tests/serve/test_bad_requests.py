@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelscope_polylm.generator import TextGenerator
-from tests.app.serve.running import CHAT, COMPLETIONS, Running, chat, completion, error_of, serving
+from tests.serve.running import CHAT, COMPLETIONS, Running, chat, completion, error_of, serving
 
 WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "model"),

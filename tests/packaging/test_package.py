@@ -22,7 +22,7 @@ from modelscope_polylm.packaging.package import package_snapshot
 from modelscope_polylm.packaging.safetensors_writer import parse_size
 from modelscope_polylm.packaging.tokenizer.parity import load_converted
 from modelscope_polylm.snapshot import open_snapshot
-from tests.hub.sentencepiece_models import train
+from tests.packaging.sentencepiece_models import train
 from tests.small_disk import FILLER, fill, make_room, small_disk
 from tests.snapshots import LAYOUTS, build_snapshot, random_model, tokenizer_bytes, write_json
 

@@ -9,7 +9,7 @@ import pytest
 from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generator import TextGenerator
-from tests.app.chat.conftest import FRENCH, GERMAN, ask
+from tests.cli.chat.conftest import FRENCH, GERMAN, ask
 
 PEKIN = "Pékin est la capitale de la Chine."
 

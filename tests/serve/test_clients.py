@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from tests.app.serve.running import ANSWER, CHAT, PROMPT, QUESTION, Running, serving
+from tests.serve.running import ANSWER, CHAT, PROMPT, QUESTION, Running, serving
 
 KEY = "a-key"
 MESSAGES = [{"role": "user", "content": QUESTION}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from tests.app.serve.running import CHAT, Running, chat, error_of, serving
+from tests.serve.running import CHAT, Running, chat, error_of, serving
 
 PROTECTED = ("/v1/models", "/v1/models/tiny", "/metrics")
 

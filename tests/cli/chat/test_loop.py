@@ -11,7 +11,7 @@ from modelscope_polylm.cli.chat import command as loop
 from modelscope_polylm.cli.chat.command import facts_line, run_chat
 from modelscope_polylm.conversation import Conversation, Facts
 from modelscope_polylm.errors import InputError
-from tests.app.chat.conftest import FRENCH
+from tests.cli.chat.conftest import FRENCH
 
 PEKIN = "Pékin est la capitale de la Chine."
 

@@ -14,7 +14,7 @@ import pytest
 from modelscope_polylm.backends.base import Backend
 from modelscope_polylm.errors import DeviceError
 from modelscope_polylm.generator import TextGenerator
-from tests.app.serve.running import (
+from tests.serve.running import (
     ANSWER,
     CHAT,
     COMPLETIONS,

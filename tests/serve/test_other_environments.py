@@ -11,8 +11,8 @@ import pytest
 
 from modelscope_polylm.generator import TextGenerator
 from tests.app.processes import environment
-from tests.app.serve.running import ANSWER, QUESTION, Running, serving
 from tests.interop.environments import python_of
+from tests.serve.running import ANSWER, QUESTION, Running, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LANGCHAIN = Path(__file__).with_name("with_langchain.py")

@@ -15,7 +15,7 @@ from modelscope_polylm.serve import middleware as gate
 from modelscope_polylm.serve import routes as answering
 from modelscope_polylm.serve import server as connections
 from modelscope_polylm.serve.metrics import Metrics
-from tests.app.serve.running import ANSWER, CHAT, COMPLETIONS, LONG, Running, chat, completion, serving, wait_for
+from tests.serve.running import ANSWER, CHAT, COMPLETIONS, LONG, Running, chat, completion, serving, wait_for
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.text.languages import LANGUAGES, translation_request
-from tests.app.serve.running import ANSWER, CHAT, COMPLETIONS, PROMPT, Running, chat, completion
+from tests.serve.running import ANSWER, CHAT, COMPLETIONS, PROMPT, Running, chat, completion
 
 
 def events(server: Running, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:

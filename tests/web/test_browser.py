@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
-from tests.app.web_browser import (
+from tests.web.browser import (
     ANSWER,
     BOX,
     FIRST_CHARACTER,

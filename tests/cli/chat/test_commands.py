@@ -11,7 +11,7 @@ from modelscope_polylm.cli.chat.commands import COMMANDS, is_command, run_comman
 from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError, PolyLMError
 from modelscope_polylm.generator import TextGenerator
-from tests.app.chat.conftest import FRENCH, GERMAN, ask
+from tests.cli.chat.conftest import FRENCH, GERMAN, ask
 
 
 @pytest.mark.parametrize(("line", "command"), [("/help", True), ("//comment", False), ("a /b", False), ("", False)])

@@ -22,7 +22,7 @@ from modelscope_polylm.packaging.tokenizer.normalizer import character_steps, re
 from modelscope_polylm.packaging.tokenizer.parity import Proof, load_converted, prove
 from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
-from tests.hub.sentencepiece_models import train
+from tests.packaging.sentencepiece_models import train
 
 # Each maps to a part of the strings, so that the whole matrix runs in seconds.
 SAMPLE = 15

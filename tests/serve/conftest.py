@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from tests.app.serve.running import Running, serving
+from tests.serve.running import Running, serving
 
 
 @pytest.fixture(scope="session")
