@@ -1,4 +1,4 @@
-"""The command line `polylm`. Commands are functions of their own modules; here they are named and put together.
+"""The command line `polylm`, also `python -m modelscope_polylm`: commands are named and put together here.
 
 Nothing here or in the commands' modules imports torch or ModelScope before a command runs: `polylm --help` is quick.
 """
@@ -25,45 +25,6 @@ from modelscope_polylm.serve.command import serve
 from modelscope_polylm.terminal.errors import EXIT_CODES, WRONG_INPUT, report, reports_errors
 from modelscope_polylm.terminal.output import replace_unknown_characters, write_error
 from modelscope_polylm.web.command import web
-
-app = typer.Typer(
-    name="polylm",
-    cls=CommandGroup,
-    help="PolyLM, a language model for 18 languages.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
-    pretty_exceptions_enable=False,
-)
-for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload):
-    app.command()(reports_errors(command))
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"polylm {modelscope_polylm.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """PolyLM, a language model for 18 languages."""
-
-
-def main(arguments: Sequence[str] | None = None, program: str = "polylm") -> None:
-    """Run the command line and end the process with an exit code of `reporting.EXIT_CODES`.
-
-    Args:
-        arguments: what follows the program's name; that of this process if None.
-        program: the name that help texts show.
-    """
-    replace_unknown_characters()
-    app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=program)
-
 
 UsageError: Any = typer.BadParameter.__base__  # typer has it from click, or a copy of its own
 
@@ -108,3 +69,46 @@ def _exit_code(run: Any) -> int:
             raise
         return report(end.__context__)
     return code if isinstance(code, int) else 0
+
+
+app = typer.Typer(
+    name="polylm",
+    cls=CommandGroup,
+    help="PolyLM, a language model for 18 languages.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
+    pretty_exceptions_enable=False,
+)
+for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload):
+    app.command()(reports_errors(command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"polylm {modelscope_polylm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """PolyLM, a language model for 18 languages."""
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "polylm") -> None:
+    """Run the command line and end the process with an exit code of `reporting.EXIT_CODES`.
+
+    Args:
+        arguments: what follows the program's name; that of this process if None.
+        program: the name that help texts show.
+    """
+    replace_unknown_characters()
+    app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=program)
+
+
+if __name__ == "__main__":
+    main()

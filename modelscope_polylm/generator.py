@@ -1,4 +1,4 @@
-"""Prompts in, texts out: one snapshot on one backend, without ModelScope. Pipelines, command line and server stand on it."""
+"""Prompts in, texts out: one snapshot on one backend, without ModelScope; every door stands on it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _page(facts: dict[str, Any]) -> str:
         "Release": _release(facts),
         "Network": _network(facts),
         "Memory": _memory(facts),
-        "This machine": [_fit(each) for each in facts["machine"]],
+        "This machine": [_fit_text(each) for each in facts["machine"]],
         f"Prompt format {facts['prompt_format']!r}": _prompt(facts),
         "Default options": [f"{name} {value}" for name, value in facts["defaults"].items()],
     }
@@ -64,7 +64,7 @@ def _memory(facts: dict[str, Any]) -> list[str]:
     return [*weights, *(f"cache per 1,000 tokens in {dtype}: {readable_bytes(size)}" for dtype, size in cache)]
 
 
-def _fit(memory: dict[str, Any]) -> str:
+def _fit_text(memory: dict[str, Any]) -> str:
     there = f"{memory['name']}: {readable_bytes(memory['free'])} of {readable_bytes(memory['total'])} free"
     if not memory["fits"]:
         return f"{there}; the weights in {memory['dtype']} do not fit"

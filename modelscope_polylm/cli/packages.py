@@ -66,11 +66,11 @@ def verify(
     """
     folder = find_model(snapshot, revision)
     with working(f"Examining {snapshot}"):
-        from modelscope_polylm.packaging.verify import render, verify_snapshot
+        from modelscope_polylm.packaging.verify import render_report, verify_snapshot
 
         report = verify_snapshot(folder, snapshot, device, run)
     rows = [dataclasses.asdict(row) for row in report.rows]
-    write(f"{json.dumps(rows, ensure_ascii=False) if as_json else render(report, console().width)}\n")
+    write(f"{json.dumps(rows, ensure_ascii=False) if as_json else render_report(report, console().width)}\n")
     raise typer.Exit(report.exit_code)
 
 

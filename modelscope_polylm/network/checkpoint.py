@@ -1,4 +1,4 @@
-"""The weight files of a snapshot: found, their headers read without their numbers, and compared with what the network declares."""
+"""The weight files of a snapshot: find them, read their headers, compare those with the declared tensors."""
 
 from __future__ import annotations
 

@@ -108,10 +108,10 @@ class VerifyReport:
         return 1 if self.faults else 0
 
     def __str__(self) -> str:
-        return render(self)
+        return render_report(self)
 
 
-def render(report: VerifyReport, width: int = 100) -> str:
+def render_report(report: VerifyReport, width: int = 100) -> str:
     """The report as a plain table, lines wrapped to `width` columns, with each repair once at the end."""
     names = max((len(row.check) for row in report.rows), default=0)
     lines = [str(report.folder)]

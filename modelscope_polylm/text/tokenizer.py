@@ -1,4 +1,4 @@
-"""PolyLM's tokenizer: SentencePiece itself, as the original stack called it, and the file `tokenizer.model` that it obeys."""
+"""PolyLM's tokenizer: SentencePiece on the file `tokenizer.model`, as the original stack called it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modelscope_polylm.packaging.package import package_snapshot
-from modelscope_polylm.packaging.verify import Row, VerifyReport, render, verify_snapshot
+from modelscope_polylm.packaging.verify import Row, VerifyReport, render_report, verify_snapshot
 from tests.snapshots import build_snapshot, write_json
 
 
@@ -150,7 +150,7 @@ def test_table_is_aligned_and_wrapped() -> None:
     report = VerifyReport(
         Path("x"), [Row("a", "ok", "fine."), Row("long name", "fault", "word " * 40, "polylm package x y")]
     )
-    lines = render(report, width=60).splitlines()
+    lines = render_report(report, width=60).splitlines()
     assert max(map(len, lines)) <= 60
     assert lines[1] == "ok     a          fine."
     assert lines[2].startswith("fault  long name  word word")
