@@ -33,7 +33,7 @@ def stored_shapes(shape: str, layout: str) -> dict[str, tuple[int, ...]]:
         shapes[f"{PREFIX}{name}"] = size[::-1] if PROJECTION.fullmatch(name) else size
     if layout == "bin":
         for layer in range(config.layers):
-            shapes[f"{PREFIX}h.{layer}.attn.bias"] = (1, 1, config.positions, config.positions)
+            shapes[f"{PREFIX}h.{layer}.attn.bias"] = (1, 1, config.max_positions, config.max_positions)
         shapes[HEAD] = shapes[f"{PREFIX}wte.weight"]
     return shapes
 

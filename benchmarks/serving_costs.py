@@ -41,7 +41,7 @@ class Speed(NamedTuple):
 def bytes_per_token(shape: str) -> int:
     """Keys and values of a token in bf16, in all layers."""
     config = shape_config(shape)
-    return 2 * config.layers * config.width * 2
+    return 2 * config.layers * config.hidden_size * 2
 
 
 def sizing_lines() -> Iterator[str]:

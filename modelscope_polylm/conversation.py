@@ -63,7 +63,7 @@ class Conversation:
         The chat's defaults: no beams, because beam search has nothing to show before its end, and a quarter of the
         context for an answer.
         """
-        positions = self.generator.snapshot.config.positions
+        positions = self.generator.snapshot.config.max_positions
         defaults: dict[str, Any] = {"max_new_tokens": max(positions // SHARE_FOR_ANSWER, 1)}
         if not self.generator.snapshot.generation.get("do_sample"):
             defaults["num_beams"] = 1
@@ -153,7 +153,7 @@ class Conversation:
         snapshot = self.generator.snapshot
         tokens = len(snapshot.tokenizer.encode(text)) if answer is None else len(answer.ids)
         used = len(prompt.ids) + tokens
-        left = max(snapshot.config.positions - used, 0)
+        left = max(snapshot.config.max_positions - used, 0)
         reason = "stopped" if answer is None else answer.finish_reason
         return Facts(tokens, seconds, used, left, reason, self._turns_left_out(prompt))
 

@@ -4,6 +4,11 @@ Every class takes one message argument, because ModelScope raises constructor er
 None is a KeyError, which ModelScope swallows.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class PolyLMError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -35,3 +40,16 @@ class DownloadError(PolyLMError, OSError):
 
 class DependencyError(PolyLMError, ImportError):
     """An optional package that is missing or has an unsupported version."""
+
+
+def nearest_name(name: object, known: Iterable[object], cutoff: float = 0.6) -> str | None:
+    """The known name that a misspelt one most resembles; None if none is near."""
+    matches = difflib.get_close_matches(str(name), [str(each) for each in known], n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def suggestion(name: object, known: Iterable[object], listing: str = "choose one of") -> str:
+    """The end of an error about an unknown name: 'did you mean X?', or `listing` and all known names."""
+    names = [str(each) for each in known]
+    nearest = nearest_name(name, names)
+    return f"did you mean {nearest}?" if nearest else f"{listing} {', '.join(names)}."

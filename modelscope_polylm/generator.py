@@ -51,7 +51,7 @@ class TextGenerator:
     def __init__(self, snapshot: Snapshot, backend: Backend) -> None:
         self.snapshot = snapshot
         self.backend = backend
-        self.reader = InputReader(snapshot.tokenizer, snapshot.prompt_format, backend.config.positions)
+        self.reader = InputReader(snapshot.tokenizer, snapshot.prompt_format, backend.config.max_positions)
 
     @classmethod
     def load(

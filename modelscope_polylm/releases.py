@@ -53,7 +53,7 @@ class Release:
         kind: what it was trained for; a base model knows no chat.
         prompt_format: key of `text.prompts.FORMATS`.
         generation: default options, under the names of transformers' `generate`.
-        layers, heads, width: size of the network.
+        layers, heads, hidden_size: sizes of the network.
         aliases: further hub ids of the same model.
     """
 
@@ -66,7 +66,7 @@ class Release:
     generation: Mapping[str, Any] = field(hash=False)
     layers: int
     heads: int
-    width: int
+    hidden_size: int
     aliases: tuple[str, ...] = ()
 
     @property
@@ -89,7 +89,7 @@ RELEASES: dict[str, Release] = {
             generation=dict(BEAM_SEARCH),
             layers=4,
             heads=2,
-            width=256,
+            hidden_size=256,
         ),
         Release(
             name="1.7b",
@@ -101,7 +101,7 @@ RELEASES: dict[str, Release] = {
             generation=dict(BEAM_SEARCH),
             layers=24,
             heads=16,
-            width=2048,
+            hidden_size=2048,
         ),
         Release(
             name="13b",
@@ -113,7 +113,7 @@ RELEASES: dict[str, Release] = {
             generation=dict(BEAM_SEARCH),
             layers=40,
             heads=40,
-            width=5120,
+            hidden_size=5120,
             aliases=("DAMO-NLP-MT/polylm-13b-fine-grained-shards",),
         ),
         Release(
@@ -126,7 +126,7 @@ RELEASES: dict[str, Release] = {
             generation=dict(MULTIALPACA_SAMPLING),
             layers=40,
             heads=40,
-            width=5120,
+            hidden_size=5120,
         ),
         Release(
             name="assistant-13b",
@@ -138,7 +138,7 @@ RELEASES: dict[str, Release] = {
             generation=dict(BEAM_SEARCH),
             layers=40,
             heads=40,
-            width=5120,
+            hidden_size=5120,
         ),
         Release(
             name="ecomm-13b",
@@ -150,7 +150,7 @@ RELEASES: dict[str, Release] = {
             generation=dict(ECOMM_SAMPLING),
             layers=40,
             heads=40,
-            width=5120,
+            hidden_size=5120,
         ),
     )
 }

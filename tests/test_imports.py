@@ -16,28 +16,40 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "modelscope_polylm"
 
-# What each room may import. A room is a folder or file of the package; "" is the package itself.
-BELOW: dict[str, set[str]] = {"errors": set(), "releases": set(), "text": {"errors"}, "network": {"errors"}}
-BELOW["default_options"] = {"errors", "releases", "text", "network"}
-BELOW["snapshot"] = {*BELOW["default_options"], "default_options"}
-BELOW["generation"] = {"errors", "text", "network"}
-BELOW["backends"] = {*BELOW["snapshot"], "snapshot", "generation"}
-BELOW["hub"] = {*BELOW["backends"], "backends"}
-BELOW["plugin"] = {*BELOW["hub"], "hub"}
-BELOW["app"] = BELOW["__main__"] = {*BELOW["plugin"], "plugin", "app"}
-BELOW[""] = {*BELOW["plugin"], "plugin"}
-FACES = {"plugin", "hub", "app", "__main__", ""}  # of the package towards ModelScope, the hub and people
-FOR_VERSION = {"hub", "app"}  # may import the package itself, to name its version
+# What each room may import: the floors below it. A room is a folder or file of the package; "" is the package itself.
+FLOORS = (
+    ("errors", "releases", "files"),
+    ("text", "network"),
+    ("snapshot",),
+    ("generation",),
+    ("backends",),
+    ("packaging",),
+    ("hub",),
+    ("generator",),
+    ("conversation",),
+    ("plugin",),
+    ("", "terminal"),
+    ("cli", "serve", "web"),
+    ("__main__",),
+    ("modelscope_command",),
+)
+BELOW: dict[str, set[str]] = {
+    room: {below for lower in FLOORS[:floor] for below in lower} for floor, rooms in enumerate(FLOORS) for room in rooms
+}
+FACES = {"files", "plugin", "hub", "packaging", "terminal", "cli", "serve", "web", "__main__", "modelscope_command", ""}
+"""Rooms that face ModelScope, the hub or people; only these may import ModelScope."""
+COMMANDS = {"terminal", "cli", "serve", "web", "__main__"}
+FOR_VERSION = {"packaging", "cli", "serve", "web"}  # may import the package itself, to name its version
 
 # The files that make up the transformers backend, and the benchmark that compares with it.
-TRANSFORMERS = {f"backends.{name}" for name in ("transformers", "generate_arguments", "generate_call", "step_watch")}
-TRANSFORMERS.add("app.bench.engines")
+TRANSFORMERS = {f"backends.transformers.{name}" for name in ("backend", "arguments", "generate", "hooks")}
+TRANSFORMERS.add("cli.bench.engines")
 OPTIONAL = {"triton", "vllm", "gradio", "tokenizers", "peft", "rich", "prompt_toolkit", "datasets"}
 # The extra `serve`, and the modules that are imported after it was found.
 SERVING = {"fastapi", "starlette", "uvicorn", "anyio", "prometheus_client"}
 NEED_SERVING = {
-    f"app.serve.{path.stem}"
-    for path in (ROOT / PACKAGE / "app" / "serve").glob("*.py")
+    f"serve.{path.stem}"
+    for path in (ROOT / PACKAGE / "serve").glob("*.py")
     if path.stem not in ("__init__", "command", "vllm_server")
 }
 
@@ -142,7 +154,7 @@ def test_only_the_server_needs_its_extra() -> None:
 
 
 def test_typer_is_for_the_command_line() -> None:
-    assert {each.room for each in IMPORTS if each.name.split(".")[0] == "typer"} == {"app"}
+    assert {each.room for each in IMPORTS if each.name.split(".")[0] == "typer"} <= COMMANDS
 
 
 SCRIPT = """

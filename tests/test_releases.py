@@ -86,7 +86,7 @@ def test_published_sampling(name: str, settings: dict[str, float]) -> None:
 def test_published_facts(name: str, revision: str | None, kind: str, size: tuple[int, int, int]) -> None:
     release = RELEASES[name]
     assert (release.revision, release.kind) == (revision, kind)
-    assert (release.layers, release.heads, release.width) == size
+    assert (release.layers, release.heads, release.hidden_size) == size
 
 
 def test_releases_are_hashable_and_defaults_are_not_shared() -> None:

@@ -51,6 +51,6 @@ def translation_loss(decoder: Decoder, tokenizer: PolyLMTokenizer) -> float:
         request: Message = {"role": "user", "content": translation_request(SENTENCE, language)}
         prompt = tokenizer.encode(render([request], FORMATS["assistant"]))
         answer = tokenizer.encode(TRANSLATIONS[code])
-        if code != "en" and len(prompt) + len(answer) <= decoder.config.positions:
+        if code != "en" and len(prompt) + len(answer) <= decoder.config.max_positions:
             losses.append(token_losses(decoder, prompt + answer)[-len(answer) :])
     return torch.cat(losses).mean().item()

@@ -122,9 +122,9 @@ def _facts(
         "parameters": config.parameters,
         "layers": config.layers,
         "heads": config.heads,
-        "width": config.width,
+        "width": config.hidden_size,
         "vocabulary": config.vocab_size,
-        "context": config.positions,
+        "context": config.max_positions,
         "weight_bytes": {dtype: config.parameters * size for dtype, size in ITEM_BYTES.items()},
         "cache_bytes_per_1000_tokens": {dtype: cache_bytes(config, dtype) for dtype in ITEM_BYTES},
         "machine": [_fit(config, memory) for memory in machine],
@@ -133,7 +133,7 @@ def _facts(
 
 def cache_bytes(config: PolyLMConfig, dtype: str, tokens: int = CACHE_TOKENS) -> int:
     """Bytes of keys and values; prompt tokens count once for all beams, answer tokens once for each."""
-    return 2 * config.layers * config.width * ITEM_BYTES[dtype] * tokens
+    return 2 * config.layers * config.hidden_size * ITEM_BYTES[dtype] * tokens
 
 
 def _fit(config: PolyLMConfig, memory: Memory) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _release_facts(release: Release | None) -> dict[str, Any] | None:
 
 
 def _published_config(release: Release) -> PolyLMConfig:
-    sizes = {"n_embd": release.width, "n_layer": release.layers, "n_head": release.heads}
+    sizes = {"n_embd": release.hidden_size, "n_layer": release.layers, "n_head": release.heads}
     rest = {"model_type": "gpt2", "vocab_size": PUBLISHED_VOCABULARY, "n_positions": PUBLISHED_POSITIONS}
     return PolyLMConfig.from_dict({**sizes, **rest})
 

@@ -72,7 +72,7 @@ class ShortPrefills:
 
     @functools.cached_property
     def _prefills(self) -> dict[int, _CapturedPrefill]:
-        known = (longest for longest in SHORT_PROMPTS if longest <= self.decoder.config.positions)
+        known = (longest for longest in SHORT_PROMPTS if longest <= self.decoder.config.max_positions)
         return {longest: _CapturedPrefill(self.decoder, self.cache, longest) for longest in known}
 
 

@@ -60,10 +60,10 @@ def _check_room(index: int, length: int, limit: int, options: GenerationOptions,
             f"Prompt {index} has {length} tokens and max_length={options.max_length}, which leaves no room for an "
             "answer: raise max_length or set max_new_tokens instead."
         )
-    if length + limit > config.positions:
-        free = config.positions - length
+    if length + limit > config.max_positions:
+        free = config.max_positions - length
         advice = f"set max_new_tokens to at most {free}" if free > 0 else "shorten the prompt"
         raise ContextLengthError(
             f"Prompt {index} has {length} tokens, and with {limit} new ones it does not fit the model's "
-            f"{config.positions} positions: {advice}."
+            f"{config.max_positions} positions: {advice}."
         )

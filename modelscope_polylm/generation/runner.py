@@ -36,7 +36,7 @@ class Session:
         """Prefill the prompts and choose the first tokens."""
         self.rows.begin(requests)
         self.search.begin(options)
-        size = (self.rows.prompts, self.decoder.config.width)
+        size = (self.rows.prompts, self.decoder.config.hidden_size)
         hidden = torch.zeros(size, dtype=self.decoder.dtype, device=self.decoder.device)
         for first, chunk in prefill_chunks(requests):
             hidden[first : first + len(chunk)] = self._prefill(first, chunk)

@@ -118,7 +118,7 @@ class _Arena:
         prefills = self._prefills_for(_slots(requests, shape.rows_per_prompt), prompts * shape.rows_per_prompt)
         session = self._sessions.pop((prompts, shape), None)
         if session is None:
-            rows = Rows(prompts, shape.rows_per_prompt, config.positions, self._decoder.device)
+            rows = Rows(prompts, shape.rows_per_prompt, config.max_positions, self._decoder.device)
             session = CapturedSession(prefills, options, rows, self._vocab_limit)
         self._sessions[prompts, shape] = session
         if len(self._sessions) > CAPTURED_STEPS:
@@ -139,7 +139,7 @@ class _Arena:
                 f"cache, but {decoder.device} has room for {max(available, 0)} tokens: use a smaller batch_size, fewer "
                 "beams, shorter texts, or backend='transformers' with offload."
             )
-        roomy = max(1 << (slots - 1).bit_length(), CONTEXTS_AT_FIRST * decoder.config.positions)
+        roomy = max(1 << (slots - 1).bit_length(), CONTEXTS_AT_FIRST * decoder.config.max_positions)
         cache = KVCache(decoder.config, min(roomy, available), decoder.device, decoder.dtype)
         self._short_prefills = ShortPrefills(decoder, cache)
         return self._short_prefills

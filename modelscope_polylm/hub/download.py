@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import DownloadError
+from modelscope_polylm.files import cache_root
 
 
 def download_size(model_id: str, revision: str | None = None) -> int:
@@ -79,13 +80,6 @@ def _not_found(model_id: str, revision: str | None) -> str:
 SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 RIGHTS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 CONTINUES = "Run again: what was downloaded is kept."
-
-
-def cache_root() -> Path:
-    """The folder of ModelScope's cache, as its client sees it."""
-    from modelscope_hub.config import get_default_config
-
-    return Path(get_default_config().cache_dir)
 
 
 def explained(error: BaseException, name: str) -> DownloadError:

@@ -15,8 +15,8 @@ ACTIVATIONS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
 # GPT2Config reads the second name as the first.
 SIZE_NAMES = {
     "vocab_size": ("vocab_size",),
-    "positions": ("n_positions", "max_position_embeddings"),
-    "width": ("n_embd", "hidden_size"),
+    "max_positions": ("n_positions", "max_position_embeddings"),
+    "hidden_size": ("n_embd", "hidden_size"),
     "layers": ("n_layer", "num_hidden_layers"),
     "heads": ("n_head", "num_attention_heads"),
 }
@@ -34,11 +34,11 @@ class PolyLMConfig:
     """Sizes of a GPT-2 network: learned positions, tanh GELU, output tied to the embedding; the class it names."""
 
     vocab_size: int
-    positions: int
-    width: int
+    max_positions: int
+    hidden_size: int
     layers: int
     heads: int
-    inner: int
+    intermediate_size: int
     epsilon: float
     architecture: str = ARCHITECTURES[0]
 
@@ -53,13 +53,13 @@ class PolyLMConfig:
             raise SnapshotError(f"config.json holds a {type(values).__name__}, not an object with settings.")
         problems = [*_identity_problems(values), *_variant_problems(values)]
         sizes = {field: _size(values, names, problems) for field, names in SIZE_NAMES.items()}
-        inner = 4 * sizes["width"] if values.get("n_inner") is None else _size(values, ("n_inner",), problems)
+        inner = 4 * sizes["hidden_size"] if values.get("n_inner") is None else _size(values, ("n_inner",), problems)
         epsilon = _epsilon(values, problems)
-        if sizes["heads"] and sizes["width"] % sizes["heads"]:
-            problems.append(f"n_embd {sizes['width']} cannot be divided among n_head {sizes['heads']} heads")
+        if sizes["heads"] and sizes["hidden_size"] % sizes["heads"]:
+            problems.append(f"n_embd {sizes['hidden_size']} cannot be divided among n_head {sizes['heads']} heads")
         if problems:
             raise SnapshotError("\n".join(f"config.json: {problem}." for problem in problems))
-        return cls(**sizes, inner=inner, epsilon=epsilon, architecture=_architecture(values))
+        return cls(**sizes, intermediate_size=inner, epsilon=epsilon, architecture=_architecture(values))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json of these sizes, with the names of transformers' GPT2Config; `from_dict` reads it back."""
@@ -67,24 +67,25 @@ class PolyLMConfig:
             "architectures": [ARCHITECTURES[0]],
             "model_type": "gpt2",
             **{names[0]: getattr(self, field) for field, names in SIZE_NAMES.items()},
-            "n_inner": self.inner,
+            "n_inner": self.intermediate_size,
             "layer_norm_epsilon": self.epsilon,
             "activation_function": ACTIVATIONS[0],
             "tie_word_embeddings": True,
         }
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """Numbers in one head's query, key or value."""
-        return self.width // self.heads
+        return self.hidden_size // self.heads
 
     @property
     def parameters(self) -> int:
         """Trained numbers, the embedding counted once although it is also the output layer."""
-        attention = 4 * self.width * self.width + 4 * self.width
-        feed_forward = 2 * self.width * self.inner + self.inner + self.width
-        norms = 4 * self.width
-        return (self.vocab_size + self.positions + 2) * self.width + self.layers * (attention + feed_forward + norms)
+        hidden, inner = self.hidden_size, self.intermediate_size
+        attention = 4 * hidden * hidden + 4 * hidden
+        feed_forward = 2 * hidden * inner + inner + hidden
+        norms = 4 * hidden
+        return (self.vocab_size + self.max_positions + 2) * hidden + self.layers * (attention + feed_forward + norms)
 
 
 def _architecture(values: Mapping[str, Any]) -> str:

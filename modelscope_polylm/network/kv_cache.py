@@ -21,7 +21,7 @@ class KVCache:
     """
 
     def __init__(self, config: PolyLMConfig, slots: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.layers, config.heads, slots, config.head_width)
+        shape = (config.layers, config.heads, slots, config.head_dim)
         self.slots = slots
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
         self._values = torch.zeros(shape, device=device, dtype=dtype)
@@ -33,4 +33,4 @@ class KVCache:
 
 def bytes_per_slot(config: PolyLMConfig, dtype: torch.dtype) -> int:
     """Bytes that one token takes in the cache (819,200 for 13B in bf16)."""
-    return 2 * config.layers * config.heads * config.head_width * dtype.itemsize
+    return 2 * config.layers * config.heads * config.head_dim * dtype.itemsize

@@ -26,10 +26,10 @@ HEAD_ROWS = 16384
 
 def declared_shapes(config: PolyLMConfig) -> dict[str, tuple[int, ...]]:
     """Name to shape of every tensor as the network uses it; projection matrices are [out, in]."""
-    width, inner = config.width, config.inner
+    width, inner = config.hidden_size, config.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),
-        "wpe.weight": (config.positions, width),
+        "wpe.weight": (config.max_positions, width),
     }
     for layer in range(config.layers):
         for name, outputs, inputs in (
@@ -122,7 +122,7 @@ class WeightFiles:
         return [f"tensor {name} is stored twice" for name in dict.fromkeys(names) if names.count(name) > 1]
 
     def _is_conv1d(self, config: PolyLMConfig) -> bool:
-        linear = (3 * config.width, config.width)
+        linear = (3 * config.hidden_size, config.hidden_size)
         return all(header.shape != linear for name, header in self._headers() if name.endswith("attn.c_attn.weight"))
 
     def _stored_shapes(self, config: PolyLMConfig) -> dict[str, tuple[int, ...]]:

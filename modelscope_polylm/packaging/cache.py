@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modelscope_polylm.backends.vllm.backend import form_problems
 from modelscope_polylm.errors import DownloadError
-from modelscope_polylm.hub.download import cache_root
+from modelscope_polylm.files import cache_root
 from modelscope_polylm.packaging.package import Progress, package_snapshot
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 

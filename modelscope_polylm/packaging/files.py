@@ -83,7 +83,7 @@ def _tokenizer_config(snapshot: Snapshot) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{name: tokenizer.id_to_piece(id) for name, id in named.items()},
         "added_tokens_decoder": special,
-        "model_max_length": snapshot.config.positions,
+        "model_max_length": snapshot.config.max_positions,
         # Without token_type_ids: GPT-2 would add an embedding for each.
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from modelscope_polylm.packaging.package import PackageReport, proof_summary
+from typing import TYPE_CHECKING
+
 from modelscope_polylm.packaging.tokenizer.corpus import LANGUAGES
+from modelscope_polylm.packaging.tokenizer.parity import proof_summary
 from modelscope_polylm.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from modelscope_polylm.packaging.package import PackageReport
 
 PAPER = "https://arxiv.org/abs/2307.06018"
 QUESTION = "Beijing is the capital of China.\\nTranslate this sentence from English to Chinese."
@@ -62,7 +67,8 @@ def _summary(snapshot: Snapshot, dtype: str) -> str:
 | | |
 |---|---|
 | parameters | {config.parameters:,} in {dtype} |
-| network | GPT-2: {config.layers} layers, {config.heads} heads, width {config.width}, {config.positions} positions |
+| network | GPT-2: {config.layers} layers, {config.heads} heads, hidden size {config.hidden_size} |
+| context | {config.max_positions} tokens |
 | vocabulary | {config.vocab_size:,} pieces |
 
 What the package changes: the weights are safetensors, without causal masks and without a second copy of the embedding;

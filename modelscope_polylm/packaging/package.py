@@ -28,7 +28,7 @@ from modelscope_polylm.packaging.safetensors_writer import (
 from modelscope_polylm.packaging.staging import UnfinishedPackage, check_place
 from modelscope_polylm.packaging.tokenizer.convert import write_tokenizer
 from modelscope_polylm.packaging.tokenizer.corpus import read_data
-from modelscope_polylm.packaging.tokenizer.parity import Proof
+from modelscope_polylm.packaging.tokenizer.parity import Proof, proof_summary
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.tokenizer import FILE_NAME as TOKENIZER_MODEL
@@ -240,18 +240,3 @@ class PackageReport:
             lines.append(f"Taken over from an interrupted run: {', '.join(self.resumed)}.")
         lines.append(proof_summary(self.proof))
         return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
-
-
-def proof_summary(proof: Proof) -> str:
-    """One sentence on how tokenizer.json compares with SentencePiece."""
-    start = "tokenizer.json gives SentencePiece's ids and text for "
-    if not proof.differences:
-        return start + f"all of {proof.total:,} strings."
-    rounding = len(proof.differences) - len(proof.faults())
-    parts = [f"{len(proof.faults())} differ"] if proof.faults() else []
-    if rounding:
-        parts.append(f"{rounding} are cut at other places with the same probability but for rounding")
-    return (
-        start
-        + f"{proof.total - len({d.text for d in proof.differences}):,} of {proof.total:,} strings; {', '.join(parts)}."
-    )

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modelscope_polylm.errors import PolyLMError, SnapshotError
 from modelscope_polylm.packaging.files import CHECKSUMS, TOKENIZER_JSON
-from modelscope_polylm.packaging.package import proof_summary
 from modelscope_polylm.packaging.safetensors_writer import file_sha256
 from modelscope_polylm.packaging.tokenizer.corpus import LANGUAGES, sentences
-from modelscope_polylm.packaging.tokenizer.parity import load_converted, prove
+from modelscope_polylm.packaging.tokenizer.parity import load_converted, proof_summary, prove
 from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
@@ -152,7 +151,7 @@ def check_weights(snapshot: Snapshot, package: str) -> Iterator[Row]:
     files = snapshot.weight_files.files
     headers = {name.removeprefix(PREFIX): header for file in files for name, header in file.headers.items()}
     config, dtypes = snapshot.config, sorted({header.dtype for header in headers.values()} - {"bool", "uint8"})
-    size = f"{config.layers} layers, {config.heads} heads, width {config.width}, {config.positions} positions"
+    size = f"{config.layers} layers, {config.heads} heads, width {config.hidden_size}, {config.max_positions} positions"
     yield Row("tensors", "ok", f"{config.parameters:,} parameters in {len(files)} files, {', '.join(dtypes)}; {size}.")
     extra = [name for name in headers if MASK.fullmatch(name) or name == HEAD]
     if extra:
@@ -262,7 +261,7 @@ def language_losses(snapshot: Snapshot, decoder: Decoder) -> dict[str, float]:
     losses = {}
     for language in LANGUAGES:
         ids = snapshot.tokenizer.encode("\n".join(sentences()[language][:SENTENCES]))
-        losses[language] = token_losses(decoder, ids[: snapshot.config.positions]).mean().item()
+        losses[language] = token_losses(decoder, ids[: snapshot.config.max_positions]).mean().item()
     return losses
 
 

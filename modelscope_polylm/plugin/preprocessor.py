@@ -77,4 +77,4 @@ def _open_reader(folder: str, prompt_format: str | None, release: str | None) ->
     from modelscope_polylm.snapshot import open_snapshot
 
     snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release, check_weights=False)
-    return InputReader(snapshot.tokenizer, snapshot.prompt_format, snapshot.config.positions)
+    return InputReader(snapshot.tokenizer, snapshot.prompt_format, snapshot.config.max_positions)

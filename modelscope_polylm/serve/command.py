@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from modelscope_polylm.errors import DependencyError, OptionError
 from modelscope_polylm.terminal.flags import (
+    LOOPBACK,
     DeviceFlag,
     DtypeFlag,
     RevisionFlag,
+    check_address,
     complete_model,
     takes_generation_options,
 )
-from modelscope_polylm.terminal.models import load_model, published
+from modelscope_polylm.terminal.models import load_model, model_names
 from modelscope_polylm.terminal.output import write_error
-from modelscope_polylm.web.command import LOOPBACK, check_address
 
 BACKENDS = ("native", "vllm")
 
@@ -95,14 +95,3 @@ def require_serving() -> None:
         raise DependencyError(
             f"The server needs more packages ({error}): install them with pip install 'modelscope-polylm[serve]'."
         ) from error
-
-
-def model_names(model: str, name: str | None) -> tuple[str, ...]:
-    """What requests may call a model: the given name, or MODEL and the other names of its release; never a path."""
-    if name is not None:
-        return (name,)
-    release = published(model)
-    if release is not None:
-        known = (release.name, release.model_id, release.hf_id, *release.aliases)
-        return tuple(dict.fromkeys(each for each in (model, *known) if each))
-    return (Path(model).resolve().name,) if Path(model).expanduser().is_dir() else (model,)

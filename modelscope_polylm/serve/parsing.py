@@ -78,7 +78,7 @@ class RequestReader:
         return GenerationOptions.from_layers(self._generator.snapshot.generation, self._defaults, call)
 
     def _check_sizes(self, options: GenerationOptions) -> None:
-        positions = self._generator.snapshot.config.positions
+        positions = self._generator.snapshot.config.max_positions
         if options.no_repeat_ngram_size > positions:  # each step takes time for each of its tokens
             raise OptionError(
                 f"no_repeat_ngram_size={options.no_repeat_ngram_size} is more than the context's {positions} tokens."

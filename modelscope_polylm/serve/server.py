@@ -70,7 +70,7 @@ class NativeServer:
         self.metrics = metrics = Metrics()
         self.scheduler = Scheduler(generator, metrics, limits.rows, limits.batches, limits.queue)
         reader = RequestReader(generator, defaults or {}, limits.rows)
-        card = ModelCard(id=names[0], created=int(time.time()), max_model_len=generator.snapshot.config.positions)
+        card = ModelCard(id=names[0], created=int(time.time()), max_model_len=generator.snapshot.config.max_positions)
         self.app = application(Service(names, self.scheduler, metrics), reader, card, api_key, limits.body)
         self._limits = limits
 

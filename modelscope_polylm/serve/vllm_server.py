@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from modelscope_polylm.serve.command import model_names
-from modelscope_polylm.terminal.models import find_model, published
+from modelscope_polylm.terminal.models import find_model, model_names, published
 
 if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import Field
 from typing import Annotated, Any
@@ -143,3 +144,17 @@ BackendFlag = Annotated[
     str, typer.Option("--backend", help="native, transformers or vllm.", autocompletion=complete_backend)
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise OptionError if nothing can listen there; better now than after the model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise OptionError(
+            f"Cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host."
+        ) from error

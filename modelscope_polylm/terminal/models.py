@@ -66,7 +66,8 @@ def limit_threads(generator: TextGenerator) -> None:
 
 
 def _announce_download(model: str, revision: str | None) -> None:
-    from modelscope_polylm.hub.download import cache_root, download_size
+    from modelscope_polylm.files import cache_root
+    from modelscope_polylm.hub.download import download_size
 
     release = published(model)
     model_id, wanted = (release.model_id, revision or release.revision) if release else (model, revision)
@@ -89,3 +90,14 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} GB"
+
+
+def model_names(model: str, name: str | None) -> tuple[str, ...]:
+    """What requests may call a model: the given name, or MODEL and the other names of its release; never a path."""
+    if name is not None:
+        return (name,)
+    release = published(model)
+    if release is not None:
+        known = (release.name, release.model_id, release.hf_id, *release.aliases)
+        return tuple(dict.fromkeys(each for each in (model, *known) if each))
+    return (Path(model).resolve().name,) if Path(model).expanduser().is_dir() else (model,)

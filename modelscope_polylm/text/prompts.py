@@ -1,64 +1,24 @@
-"""Prompt formats as data, and how messages become the one text that a release was trained with."""
+"""Conversations checked, and the one text that a release was trained with; the formats are data."""
 
 from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
-from modelscope_polylm.errors import ContextLengthError
-from modelscope_polylm.text.messages import Message, check_messages, check_turns
+from modelscope_polylm.errors import ContextLengthError, InputError
 
-__all__ = ["FORMATS", "Message", "PromptFormat", "check_messages", "fit_messages", "render"]
-
-
-def render(messages: Sequence[Message], format: PromptFormat) -> str:
-    """The prompt of checked messages, ending where the answer begins.
-
-    Raises:
-        InputError: several turns in a format that has none for them.
-    """
-    check_turns(messages, format)
-    earlier = zip(messages[:-1:2], messages[1::2], strict=True)
-    turns = [
-        (format.earlier_turn or "").format(question=_question(user, format), answer=answer["content"])
-        for user, answer in earlier
-    ]
-    return "".join(turns) + format.last_turn.format(question=_question(messages[-1], format))
+USER, ASSISTANT = "user", "assistant"
 
 
-def fit_messages(
-    messages: Sequence[Message], format: PromptFormat, count_tokens: Callable[[str], int], limit: int
-) -> list[Message]:
-    """The conversation without its oldest turns, as few of them as are needed for a prompt of at most `limit` tokens.
+class Message(TypedDict):
+    """One turn of a conversation: `role` is 'user' or 'assistant'."""
 
-    Args:
-        messages: checked messages.
-        format: the release's format.
-        count_tokens: number of tokens of a text.
-        limit: tokens that the prompt may have.
-
-    Raises:
-        InputError: the last user message alone is too long; it is never cut.
-    """
-    tokens = count_tokens(render(messages[-1:], format))
-    if tokens > limit:
-        raise ContextLengthError(
-            f"The last user message makes a prompt of {tokens} tokens, but only {max(limit, 0)} fit beside the answer "
-            "in the context: shorten the message or lower max_new_tokens."
-        )
-
-    def fits(dropped_turns: int) -> bool:
-        return count_tokens(render(messages[2 * dropped_turns :], format)) <= limit
-
-    dropped_turns = bisect.bisect_left(range(len(messages) // 2), True, key=fits)
-    return list(messages[2 * dropped_turns :])
-
-
-def _question(message: Message, format: PromptFormat) -> str:
-    content = message["content"]
-    return re.sub("\n+", "\n", content.strip()) if format.one_line_breaks else content
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -108,3 +68,140 @@ FORMATS: dict[str, PromptFormat] = {
         ),
     )
 }
+
+
+def check_messages(
+    messages: object, allow_role_markers: bool = False, format: PromptFormat | None = None
+) -> list[Message]:
+    """The conversation, checked: user and assistant in turn, the user first and last.
+
+    Args:
+        messages: a list of mappings with `role` and `content`.
+        allow_role_markers: let role markers inside a content through; they can forge a turn.
+        format: the release's format; None knows no release and refuses the markers of all formats.
+
+    Raises:
+        InputError: names the message and what is wrong with it.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise InputError(f"messages must be a list of {{'role': ..., 'content': ...}}, not {messages!r:.80}.")
+    if not messages:
+        raise InputError("messages is empty: give at least one {'role': 'user', 'content': ...}.")
+    checked = [_checked_message(message, index) for index, message in enumerate(messages)]
+    _check_order(checked)
+    if format is not None:
+        check_turns(checked, format)
+    if not allow_role_markers:
+        _check_markers(checked, [format] if format is not None else FORMATS.values())
+    return checked
+
+
+def check_turns(messages: Sequence[Message], format: PromptFormat) -> None:
+    """Raise InputError for several messages in a format that has no text for them."""
+    if len(messages) > 1 and format.earlier_turn is None:
+        kind = "The base release has no chat format" if format.name == "base" else f"{format.name!r} has no chat format"
+        raise InputError(
+            f"{kind} for {len(messages)} messages: give one user message, or use the assistant release to converse."
+        )
+
+
+def _checked_message(message: object, index: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise InputError(f"messages[{index}] must be {{'role': ..., 'content': ...}}, not {message!r:.80}.")
+    role, content = message.get("role"), message.get("content")
+    if role == "system":
+        raise InputError(
+            f"messages[{index}] has the role 'system', which PolyLM was not trained with: put its text at the start of "
+            "the first user message."
+        )
+    if role not in (USER, ASSISTANT):
+        raise InputError(f"messages[{index}] has the role {role!r:.80}: use 'user' or 'assistant'.")
+    _check_content(content, role, index)
+    return Message(role=role, content=str(content))
+
+
+def _check_content(content: Any, role: str, index: int) -> None:
+    if not isinstance(content, str):
+        raise InputError(f"messages[{index}] needs a 'content' of type str, not {content!r:.80}.")
+    # A model may have answered nothing, so an empty answer is a valid part of a history.
+    if role == USER and not content.strip():
+        raise InputError(f"messages[{index}] has an empty content {content!r:.80}: give the user's text.")
+
+
+def _check_order(messages: Sequence[Message]) -> None:
+    for index, message in enumerate(messages):
+        expected = ASSISTANT if index % 2 else USER
+        if message["role"] != expected:
+            raise InputError(
+                f"messages[{index}] has the role {message['role']!r} where {expected!r} is expected: "
+                "user and assistant take turns, and the user begins."
+            )
+    if len(messages) % 2 == 0:
+        raise InputError("messages ends with the assistant: end with the user message to be answered.")
+
+
+def _check_markers(messages: Sequence[Message], formats: Iterable[PromptFormat]) -> None:
+    markers = [marker for format in formats for marker in format.role_markers]
+    for index, message in enumerate(messages):
+        plain = _plain(message["content"])
+        for marker in markers:
+            if marker.lower() in plain:
+                raise InputError(
+                    f"messages[{index}] contains the role marker {marker!r}, which could forge a turn: remove it, or "
+                    "pass allow_role_markers=True if you trust the text."
+                )
+
+
+def _plain(text: str) -> str:
+    # A tokenizer's normalizer may fold wide letters, drop invisible characters and join spaces, and so make a marker.
+    folded = unicodedata.normalize("NFKC", text)
+    visible = (character for character in folded if character.isspace() or unicodedata.category(character)[0] != "C")
+    return " ".join("".join(visible).lower().split())
+
+
+def render(messages: Sequence[Message], format: PromptFormat) -> str:
+    """The prompt of checked messages, ending where the answer begins.
+
+    Raises:
+        InputError: several turns in a format that has none for them.
+    """
+    check_turns(messages, format)
+    earlier = zip(messages[:-1:2], messages[1::2], strict=True)
+    turns = [
+        (format.earlier_turn or "").format(question=_question(user, format), answer=answer["content"])
+        for user, answer in earlier
+    ]
+    return "".join(turns) + format.last_turn.format(question=_question(messages[-1], format))
+
+
+def fit_messages(
+    messages: Sequence[Message], format: PromptFormat, count_tokens: Callable[[str], int], limit: int
+) -> list[Message]:
+    """The conversation without its oldest turns, as few of them as are needed for a prompt of at most `limit` tokens.
+
+    Args:
+        messages: checked messages.
+        format: the release's format.
+        count_tokens: number of tokens of a text.
+        limit: tokens that the prompt may have.
+
+    Raises:
+        InputError: the last user message alone is too long; it is never cut.
+    """
+    tokens = count_tokens(render(messages[-1:], format))
+    if tokens > limit:
+        raise ContextLengthError(
+            f"The last user message makes a prompt of {tokens} tokens, but only {max(limit, 0)} fit beside the answer "
+            "in the context: shorten the message or lower max_new_tokens."
+        )
+
+    def fits(dropped_turns: int) -> bool:
+        return count_tokens(render(messages[2 * dropped_turns :], format)) <= limit
+
+    dropped_turns = bisect.bisect_left(range(len(messages) // 2), True, key=fits)
+    return list(messages[2 * dropped_turns :])
+
+
+def _question(message: Message, format: PromptFormat) -> str:
+    content = message["content"]
+    return re.sub("\n+", "\n", content.strip()) if format.one_line_breaks else content

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.text.messages import ASSISTANT, USER, Message
+from modelscope_polylm.text.prompts import ASSISTANT, USER, Message
 from modelscope_polylm.web.answers import Answers, explain
 from modelscope_polylm.web.facts import NATIVE_NAMES, examples, follows_instructions
 from modelscope_polylm.web.options import components, read_values, starting_values
@@ -127,7 +127,7 @@ class Chat:
     def _summary(self, prompt: Prompt, reply: Reply | None, seconds: float) -> str:
         tokens = len(reply.answers[0].ids) if reply else 0
         used = len(prompt.ids) + tokens
-        context = self._generator.snapshot.config.positions
+        context = self._generator.snapshot.config.max_positions
         return f"{tokens} tokens in {seconds:.2f} s · {used:,} of {context:,} tokens of the context used"
 
 

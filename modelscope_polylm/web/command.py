@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelscope_polylm.errors import DependencyError, OptionError
-from modelscope_polylm.terminal.flags import BackendFlag, DeviceFlag, DtypeFlag, ModelFlag, RevisionFlag
+from modelscope_polylm.errors import DependencyError
+from modelscope_polylm.terminal.flags import (
+    LOOPBACK,
+    BackendFlag,
+    DeviceFlag,
+    DtypeFlag,
+    ModelFlag,
+    RevisionFlag,
+    check_address,
+)
 from modelscope_polylm.terminal.models import load_model
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
 
 OLDEST_GRADIO = (6, 31)
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def web(
@@ -52,19 +58,6 @@ def require_gradio() -> None:
             f"The web app needs gradio {oldest} or newer, not {gradio.__version__}: "
             f"pip install --upgrade 'gradio>={oldest}'."
         )
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise OptionError if nothing can listen there; better now than after the model is loaded."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise OptionError(
-            f"Cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host."
-        ) from error
 
 
 def serve_page(generator: TextGenerator, host: str, port: int, at_once: int = 1, waiting: int = 32) -> None:

@@ -95,7 +95,7 @@ def test_works_that_do_not_fit_are_left_out(polylm: Callable[..., Any], random_s
     arguments = ("--model", str(random_snapshot), "--engines", "polylm", "--repeats", "1", "--device", "cpu")
     outcome = polylm("bench", *arguments, "--works", "0", "--works", "7", "--json")
     assert [result["work"] for result in json.loads(outcome.output)["results"]] == [SMALL.name]
-    positions = open_snapshot(random_snapshot).config.positions
+    positions = open_snapshot(random_snapshot).config.max_positions
     assert f"{WORKS[7].name:30} left out: it needs more than {positions} positions" in outcome.errors
     outcome = polylm("bench", *arguments, "--works", "7")
     assert outcome.exit_code == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
-from tests.app.processes import run_polylm
+from tests.processes import run_polylm
 
 
 def test_demo_translates_into_18_languages_quickly() -> None:

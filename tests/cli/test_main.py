@@ -15,7 +15,7 @@ import pytest
 import modelscope_polylm
 from modelscope_polylm.__main__ import app
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
-from tests.app.processes import ROOT, environment, run_polylm
+from tests.processes import ROOT, environment, run_polylm
 
 COMMANDS = [str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback]
 MODELSCOPE = "import sys; from modelscope_hub.cli.main import run_cmd; sys.exit(run_cmd(sys.argv[1:]))"

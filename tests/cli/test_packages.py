@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.app.processes import run_polylm, terminal
+from tests.processes import run_polylm, terminal
 
 Polylm = Callable[..., Any]
 

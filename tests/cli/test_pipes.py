@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.processes import POLYLM, environment, run_polylm, terminal
+from tests.processes import POLYLM, environment, run_polylm, terminal
 
 GREEDY = ("generate", "--num-beams", "1", "--max-new-tokens", "400", "--eos-token-id", "2999", "Beijing")
 LINES = ("tokens", "--languages")

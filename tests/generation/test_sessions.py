@@ -49,7 +49,7 @@ def test_a_batch_too_large_is_refused_with_rows_tokens_and_bytes(arena, decoder,
 def test_a_cache_serves_every_later_call_that_fits(arena, decoder, monkeypatch):
     room_for(10_000, decoder, monkeypatch)
     first = arena.session(REQUESTS, BEAMS)
-    assert first.cache.slots == sessions.CONTEXTS_AT_FIRST * decoder.config.positions
+    assert first.cache.slots == sessions.CONTEXTS_AT_FIRST * decoder.config.max_positions
     assert arena.session([Request([9], 90)], BEAMS).cache is first.cache
     assert arena.session(REQUESTS, GenerationOptions(num_beams=4, length_penalty=2.0)) is first
     assert arena.captured_steps == 2

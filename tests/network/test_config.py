@@ -42,8 +42,8 @@ BASE_13B = {
 def test_published_sizes(values: dict[str, Any], parameters: int) -> None:
     config = PolyLMConfig.from_dict(values)
     assert config.parameters == parameters
-    assert config.head_width == 128
-    assert config.inner == 4 * config.width
+    assert config.head_dim == 128
+    assert config.intermediate_size == 4 * config.hidden_size
     assert config.epsilon == 1e-5
 
 
@@ -67,7 +67,7 @@ def test_random_snapshot(random_snapshot: Path) -> None:
 )
 def test_accepted(change: dict[str, Any]) -> None:
     config = PolyLMConfig.from_dict({**PUBLISHED, **change})
-    assert config.inner == (change.get("n_inner") or 8192)
+    assert config.intermediate_size == (change.get("n_inner") or 8192)
 
 
 def test_names_of_the_config_class() -> None:
@@ -131,5 +131,7 @@ def test_not_an_object(values: Any) -> None:
 
 
 def test_written_sizes_are_read_back() -> None:
-    config = PolyLMConfig(vocab_size=300, positions=64, width=96, layers=3, heads=4, inner=200, epsilon=1e-6)
+    config = PolyLMConfig(
+        vocab_size=300, max_positions=64, hidden_size=96, layers=3, heads=4, intermediate_size=200, epsilon=1e-6
+    )
     assert PolyLMConfig.from_dict(config.to_dict()) == config

@@ -19,8 +19,8 @@ import pytest
 
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.serve.command import model_names
-from tests.app.conftest import Outcome
-from tests.app.processes import POLYLM, environment
+from tests.commands import Outcome
+from tests.processes import POLYLM, environment
 from tests.serve.running import CHAT, COMPLETIONS, LONG, chat, completion, wait_for
 
 Polylm = Callable[..., Outcome]

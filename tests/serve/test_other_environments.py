@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from tests.app.processes import environment
 from tests.interop.environments import python_of
+from tests.processes import environment
 from tests.serve.running import ANSWER, QUESTION, Running, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

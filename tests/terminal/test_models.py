@@ -13,8 +13,8 @@ import torch
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.terminal.models import find_model, limit_threads, published, readable_bytes
-from tests.app.processes import run_polylm, terminal
 from tests.local_hub import LocalHub
+from tests.processes import run_polylm, terminal
 
 MODEL = "damo/nlp_polylm_1b7_text_generation"
 GENERATE = ("generate", "--model", "1.7b", "--device", "cpu", "--max-new-tokens", "2", "Beijing")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.app.processes import environment
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "no-sandbox headless disable-gpu disable-quic no-first-run disable-background-networking "

@@ -25,7 +25,7 @@ from modelscope_polylm.web.chat import StopSign
 from modelscope_polylm.web.facts import TINY_NOTE
 from modelscope_polylm.web.options import shown_fields
 from modelscope_polylm.web.page import application, build_page
-from tests.app.processes import environment
+from tests.processes import environment
 
 gradio = pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
 

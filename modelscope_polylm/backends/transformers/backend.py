@@ -131,7 +131,7 @@ def _spread(
 
 def _check_layout(snapshot: Snapshot) -> None:
     # GPT2LMHeadModel would take the square matrices of the other layout the wrong way round.
-    linear = (3 * snapshot.config.width, snapshot.config.width)
+    linear = (3 * snapshot.config.hidden_size, snapshot.config.hidden_size)
     for file in snapshot.weight_files.files:
         for name, header in file.headers.items():
             if name.endswith("attn.c_attn.weight") and header.shape == linear:

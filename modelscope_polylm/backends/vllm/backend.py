@@ -107,8 +107,8 @@ class VLLMBackend(Backend):
             own["gpu_memory_utilization"] = CPU_MEMORY_UTILIZATION
         given = {name: value for name, value in own.items() if value is not None}
         self.engine = BackgroundEngine({**fixed_arguments(snapshot, dtype), **given, **engine_options})
-        positions = min(snapshot.config.positions, self.engine.max_model_len)
-        self.config = dataclasses.replace(snapshot.config, positions=positions)
+        positions = min(snapshot.config.max_positions, self.engine.max_model_len)
+        self.config = dataclasses.replace(snapshot.config, max_positions=positions)
         self.device, self.dtype, self._tokenizer = device, dtype, snapshot.tokenizer
         self._vocabulary = min(snapshot.tokenizer.vocab_size, snapshot.config.vocab_size)
         self._unused = snapshot.config.vocab_size - self._vocabulary

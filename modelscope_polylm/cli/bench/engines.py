@@ -110,8 +110,8 @@ def _random_transformers(config: PolyLMConfig, device: torch.device, dtype: torc
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.positions, n_embd=config.width, n_layer=config.layers,
-        n_head=config.heads, activation_function="gelu_fast", bos_token_id=1, eos_token_id=2,
+        vocab_size=config.vocab_size, n_positions=config.max_positions, n_embd=config.hidden_size,
+        n_layer=config.layers, n_head=config.heads, activation_function="gelu_fast", bos_token_id=1, eos_token_id=2,
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
     )  # fmt: skip
     with torch.device("meta"):

@@ -60,7 +60,7 @@ def bench(
         DependencyError: if it needs matplotlib, which is missing.
     """
     config, target = snapshot.config if snapshot else shape_config(shape), torch.device(device)
-    works = _fitting(works, config.positions)
+    works = _fitting(works, config.max_positions)
     if plot is not None:
         check_plot(plot)
         if not any(work.unit in (CONTEXT_UNIT, ROWS_UNIT) for work in works):

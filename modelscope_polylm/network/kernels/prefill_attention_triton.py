@@ -5,6 +5,8 @@ Queries, keys and values arrive through tensor descriptors (Hopper's bulk copies
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,7 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from modelscope_polylm.network.kernels.configs import PrefillAttentionConfig
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
-from modelscope_polylm.network.kernels.prefill_attention import Kept
+
+if TYPE_CHECKING:
+    from modelscope_polylm.network.kernels.prefill_attention import Kept
 
 
 @triton.jit

@@ -108,3 +108,18 @@ def _is_rounding(tokenizer: PolyLMTokenizer, expected: list[int], found: list[in
         return False
     one, other = sum(processor.get_score(expected)), sum(processor.get_score(found))
     return bool(abs(one - other) <= ROUNDING * max(1.0, abs(one)))
+
+
+def proof_summary(proof: Proof) -> str:
+    """One sentence on how tokenizer.json compares with SentencePiece."""
+    start = "tokenizer.json gives SentencePiece's ids and text for "
+    if not proof.differences:
+        return start + f"all of {proof.total:,} strings."
+    rounding = len(proof.differences) - len(proof.faults())
+    parts = [f"{len(proof.faults())} differ"] if proof.faults() else []
+    if rounding:
+        parts.append(f"{rounding} are cut at other places with the same probability but for rounding")
+    return (
+        start
+        + f"{proof.total - len({d.text for d in proof.differences}):,} of {proof.total:,} strings; {', '.join(parts)}."
+    )

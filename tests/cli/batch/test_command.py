@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.app.processes import POLYLM, environment, run_polylm, terminal
 from tests.cli.batch.test_job import lines, write_lines
+from tests.processes import POLYLM, environment, run_polylm, terminal
 from tests.small_disk import FILLER, make_room, small_disk
 
 OPTIONS = ("--device", "cpu", "--max-new-tokens", "8", "--num-beams", "2", "--batch-size", "2")

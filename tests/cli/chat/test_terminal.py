@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.processes import Terminal, terminal
+from tests.processes import Terminal, terminal
 
 LONG = ("--max-new-tokens", "400", "--eos-token-id", "2999")
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-8]|4[0-8]|9[0-7])m")

@@ -198,7 +198,7 @@ def test_a_step_takes_as_much_as_in_vllms_own_class(vllm: Any) -> None:
 
 
 def test_the_context_is_that_of_max_model_len(vllm: Any, snapshot: Snapshot) -> None:
-    assert (vllm.config.positions, snapshot.config.positions) == (CONTEXT, 512)
+    assert (vllm.config.max_positions, snapshot.config.max_positions) == (CONTEXT, 512)
     with pytest.raises(InputError, match="does not fit the model's 256 positions"):
         vllm.generate([[5] * 250], options())
     assert len(vllm.generate([[5] * (CONTEXT - 8)], options(max_new_tokens=8, min_new_tokens=8))[0][0].ids) == 8

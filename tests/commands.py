@@ -1,4 +1,4 @@
-"""Runs the command line in this process."""
+"""Fixtures that run the command line in this process; the rooms of commands import them in their conftest.py."""
 
 from __future__ import annotations
 

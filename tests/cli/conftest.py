@@ -1,0 +1,5 @@
+"""Fixtures of the command line."""
+
+from __future__ import annotations
+
+from tests.commands import own_environment, polylm, tiny  # noqa: F401
