@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from tests.commands import own_environment, polylm, tiny  # noqa: F401
+from tests.commands import own_environment, polylm, tiny
 from tests.serve.running import Running, serving
 
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.commands import own_environment, polylm, tiny  # noqa: F401
+from tests.commands import own_environment, polylm, tiny
