@@ -11,7 +11,7 @@ import torch
 
 from modelscope_polylm.cli.bench.engines import Contender
 from modelscope_polylm.cli.bench.workloads import Work
-from modelscope_polylm.network.kernels.lm_head import output_best
+from modelscope_polylm.network.kernels.lm_head import lm_head_topk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_bandwidth(device: torch.device) -> float:
         seconds = [timed(lambda: [product() for _ in range(times)]) for _ in range(8)]
         return times * matrix.numel() * 2 / statistics.median(seconds[3:])
 
-    return max(rate(lambda: torch.mv(matrix, vector)), rate(lambda: output_best(vector[None], matrix, 1, rows)))
+    return max(rate(lambda: torch.mv(matrix, vector)), rate(lambda: lm_head_topk(vector[None], matrix, 1, rows)))
 
 
 def _synchronize() -> None:

@@ -1,4 +1,4 @@
-"""Attention of one new token for each row over its cached tokens."""
+"""Decode attention: the new token of each row attends to itself and to everything that the row has cached."""
 
 from __future__ import annotations
 
@@ -6,55 +6,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import AttentionConfig, choose_attention
-from modelscope_polylm.network.kernels.dispatch import uses_triton
-
 MAX_GROUP = 16
+"""Most rows that may share the reading of their prompt."""
+
+GATHER_ELEMENTS = 1 << 14
+"""On a CPU, rows with fewer cached elements than this are cheaper to gather together than to run one by one."""
 
 
 def decode_attention_reference(
-    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, lengths: Tensor, prompt_lengths: Tensor,
-    group: int,
+    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, rows: Tensor, lengths: Tensor,
+    prompt_lengths: Tensor, groups: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Plain torch twin of `decode_attention`: gathers every row's keys and values."""
-    # qkv: [R, 3D], caches: [H, S, head], slot_table: [R, T], lengths: [R] -> [R, D]
-    rows, heads = qkv.shape[0], key_cache.shape[0]
-    query, key, value = qkv.view(rows, 3, heads, -1).unbind(1)
-    # on CUDA the longest row would have to be read back to the host
-    limit = slot_table.shape[1] if qkv.is_cuda else int(lengths.max()) + 1
-    new = slot_table.gather(1, lengths[:, None].long()).squeeze(1).long()
-    key_cache[:, new] = key.transpose(0, 1)
-    value_cache[:, new] = value.transpose(0, 1)
-    seen = torch.arange(limit, device=qkv.device) <= lengths[:, None]
-    slots = torch.where(seen, slot_table[:, :limit], 0).long()
+    """Compute `decode_attention` in plain torch; rows that share a prompt read it once each."""
+    # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [n, 2] -> [n, D]
+    query, key, value = qkv.view(len(qkv), 3, len(key_cache), -1).unbind(1)
+    table, used_lengths = slot_table[rows], lengths[rows]
+    new = table.gather(1, used_lengths[:, None].long())[:, 0].long()
+    if qkv.is_cuda or int(groups[:, 1].sum()) < len(qkv):
+        source = _rows_in_groups(groups)
+        new, key, value = new[source], key[source], value[source]
+    key_cache.index_copy_(1, new, key.transpose(0, 1))
+    value_cache.index_copy_(1, new, value.transpose(0, 1))
+    # on CUDA, reading the longest length would make the host wait
+    longest = slot_table.shape[1] if qkv.is_cuda else int(used_lengths.max()) + 1
+    if not qkv.is_cuda and (len(qkv) == 1 or longest * key_cache[:, 0].numel() > GATHER_ELEMENTS):
+        row_slots = [row[: length + 1] for row, length in zip(table, used_lengths.tolist(), strict=True)]
+        attended = [_attend_row(query[i], key_cache, value_cache, slots) for i, slots in enumerate(row_slots)]
+        return torch.stack(attended).view(len(qkv), -1)
+    visible = torch.arange(longest, device=qkv.device) <= used_lengths[:, None]
+    slots = torch.where(visible, table[:, :longest], 0)
     keys, values = key_cache[:, slots].transpose(0, 1), value_cache[:, slots].transpose(0, 1)
-    out = F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=seen[:, None, None])
-    return out.reshape(rows, -1)
+    out = F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=visible[:, None, None])
+    return out.reshape(len(qkv), -1)
 
 
 def decode_attention(
-    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, lengths: Tensor, prompt_lengths: Tensor,
-    group: int, config: AttentionConfig | None = None,
+    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, rows: Tensor, lengths: Tensor,
+    prompt_lengths: Tensor, groups: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Stores each row's new key and value in the cache and attends to them and to all that the row has cached.
+    """Store the new key and value of each row in the cache and attend to them and to everything cached before.
 
-    qkv: [R, 3D], query, key and value of the new tokens, each as heads of equal width.
-    key_cache, value_cache: [H, S, head width], same dtype; written at slot slot_table[r, lengths[r]].
-    slot_table: [R, T] int32, the slot of every position of a row.
-    lengths: [R] int32, positions cached before this call.
-    prompt_lengths: [R] int32; rows come in groups of `group` (the beams of one prompt) with equal lengths and equal
-        prompt lengths, whose slots of positions before the prompt length are the same and are read once.
-    Returns [R, D] in the dtype of qkv. Softmax in fp32, scale 1 / sqrt(head width).
+    Args:
+        qkv: [n, 3D], query, key and value of the new tokens of n compact rows, each as heads of equal width.
+        key_cache, value_cache: [H, S, head_dim], same dtype; written at slot_table[row, lengths[row]].
+        slot_table: [R, T] int32, the slot of every position of every state row.
+        rows: [n] int32, the state row of each compact row.
+        lengths: [R] int32, positions cached before this call.
+        prompt_lengths: [R] int32.
+        groups: [n, 2] int32, (first compact row, size 1..16) of consecutive compact rows that share a prompt; size 0
+            marks an unused entry. Rows of a group have equal lengths, equal prompt lengths and equal slots before
+            the prompt length. Each compact row is in at most one group; for a row in none, nothing is stored and its
+            result is undefined.
+
+    Returns:
+        [n, D] in the dtype of qkv. Softmax in fp32, scale 1 / sqrt(head_dim).
     """
-    # qkv: [R, 3D], caches: [H, S, head], slot_table: [R, T], lengths, prompt_lengths: [R] -> [R, D]
-    width = key_cache.shape[2]
-    supported = group <= MAX_GROUP and 16 <= width <= 256 and width & (width - 1) == 0
-    if not supported or not uses_triton(qkv, key_cache, value_cache, slot_table, lengths, prompt_lengths):
-        return decode_attention_reference(qkv, key_cache, value_cache, slot_table, lengths, prompt_lengths, group)
-    from modelscope_polylm.network.kernels.attention_triton import launch_attention
+    # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [n, 2] -> [n, D]
+    return decode_attention_reference(qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups)
 
-    chosen = config or choose_attention(qkv.shape[0] // group, key_cache.shape[0], group, qkv.dtype, qkv.device)
-    out = torch.empty(qkv.shape[0], qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
-    with torch.cuda.device_of(qkv):
-        launch_attention(qkv, key_cache, value_cache, slot_table, lengths, prompt_lengths, group, out, chosen)
-    return out
+
+def cached(cache: Tensor, slots: Tensor) -> Tensor:
+    """What a cache [H, S, head_dim] holds in some slots [L]: [H, L, head_dim], a view where the slots are a range."""
+    # the ends are compared first, which rules out most other orders
+    first, last = int(slots[0]), int(slots[-1])
+    end = first + len(slots)
+    if last == end - 1 and torch.equal(slots, torch.arange(first, end, dtype=slots.dtype, device=slots.device)):
+        return cache[:, first:end]
+    return cache[:, slots]
+
+
+def _rows_in_groups(groups: Tensor) -> Tensor:
+    # [n, 2] -> [n], each compact row that is in a group, and a used one in place of each that is not
+    position = torch.arange(len(groups), device=groups.device)
+    first, size = groups.unbind(1)
+    used = ((position[:, None] >= first) & (position[:, None] < first + size)).any(1)
+    return torch.where(used, position, first[size.argmax()])
+
+
+def _attend_row(query: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> Tensor:
+    # query: [H, head_dim], slots: [L] -> [H, head_dim]
+    keys, values = cached(key_cache, slots), cached(value_cache, slots)
+    return F.scaled_dot_product_attention(query[None, :, None], keys[None], values[None])[0, :, 0]

@@ -13,18 +13,20 @@ MAX_TOP = 16
 Config = VectorConfig | MatrixConfig
 
 
-def output_logits_reference(hidden: Tensor, embedding: Tensor, vocab_limit: int) -> Tensor:
-    """Plain torch twin of `output_logits`: rounds the logits to the weights' dtype first."""
+def lm_head_logits_reference(hidden: Tensor, embedding: Tensor, vocab_limit: int) -> Tensor:
+    """Plain torch twin of `lm_head_logits`: rounds the logits to the weights' dtype first."""
     # hidden: [R, D], embedding: [V, D] -> [R, V] fp32
     logits = F.linear(hidden, embedding).float()
     logits[:, vocab_limit:] = float("-inf")
     return logits
 
 
-def output_best_reference(hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain torch twin of `output_best`."""
+def lm_head_topk_reference(
+    hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain torch twin of `lm_head_topk`."""
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
-    logits = output_logits_reference(hidden, embedding, vocab_limit)
+    logits = lm_head_logits_reference(hidden, embedding, vocab_limit)
     values, ids = logits.topk(k, dim=-1)
     higher, lower_id = values[:, None] > values[:, :, None], ids[:, None] < ids[:, :, None]
     # each token's place is the number of tokens before it; a sort could not be captured on a GPU
@@ -40,7 +42,7 @@ def _choose(hidden: Tensor, embedding: Tensor, top: int, config: Config | None) 
     return config or choose_output(rows, top, embedding.dtype, embedding.device)
 
 
-def output_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: Config | None = None) -> Tensor:
+def lm_head_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: Config | None = None) -> Tensor:
     """Logits of every token: [R, V] fp32, -inf for ids from `vocab_limit` on.
 
     hidden [R, D] is the output of the final LayerNorm, embedding [V, D] the tied token embedding, both of one dtype.
@@ -48,14 +50,14 @@ def output_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: C
     # hidden: [R, D], embedding: [V, D] -> [R, V] fp32
     chosen = _choose(hidden, embedding, 1, config)
     if chosen is None:
-        return output_logits_reference(hidden, embedding, vocab_limit)
+        return lm_head_logits_reference(hidden, embedding, vocab_limit)
     from modelscope_polylm.network.kernels.lm_head_triton import launch_logits
 
     with torch.cuda.device_of(hidden):
         return launch_logits(hidden, embedding, vocab_limit, chosen)
 
 
-def output_best(
+def lm_head_topk(
     hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int, config: Config | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's k best tokens, best first, and the log-sum-exp over all tokens below `vocab_limit`.
@@ -67,7 +69,7 @@ def output_best(
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
     chosen = _choose(hidden, embedding, k, config)
     if chosen is None or k > chosen.block_n:
-        return output_best_reference(hidden, embedding, k, vocab_limit)
+        return lm_head_topk_reference(hidden, embedding, k, vocab_limit)
     from modelscope_polylm.network.kernels.lm_head_triton import launch_best
 
     with torch.cuda.device_of(hidden):

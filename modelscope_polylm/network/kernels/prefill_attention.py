@@ -1,49 +1,93 @@
-"""Attention of whole prompts, whose keys and values it keeps in the cache."""
+"""Prefill attention: the tokens of some segments attend, through the cache, to everything before them in their rows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import PrefillAttentionConfig, choose_prefill_attention
-from modelscope_polylm.network.kernels.dispatch import uses_triton
+from modelscope_polylm.network.kernels.attention import cached
 
-Kept = tuple[Tensor, Tensor, Tensor]
-"""slots [T] int64 of the positions, and the caches of keys and of values, each [H, S, head width]."""
-
-
-def prefill_attention_reference(qkv: Tensor, prompts: int, heads: int, kept: Kept | None) -> Tensor:
-    """Plain torch twin of `prefill_attention`."""
-    # qkv: [T, 3D] -> [T, D]
-    tokens, length = qkv.shape[0], qkv.shape[0] // prompts
-    if kept is not None:
-        slots, *caches = kept
-        for new, cache in zip(qkv.view(tokens, 3, heads, -1).unbind(1)[1:], caches, strict=True):
-            cache.index_copy_(1, slots, new.transpose(0, 1))
-    query, key, value = qkv.view(prompts, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return mixed.transpose(1, 2).reshape(tokens, -1)
+TILE = 64
+"""Most tokens of a tile."""
 
 
-def prefill_attention(
-    qkv: Tensor, prompts: int, heads: int, kept: Kept | None = None, config: PrefillAttentionConfig | None = None
+class Segment(NamedTuple):
+    """Consecutive tokens of one row: where they are in qkv, and their positions in the row."""
+
+    row: int
+    first: int
+    position: int
+    count: int
+
+
+def prefill_attention_reference(
+    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor
 ) -> Tensor:
-    """Each position of some prompts of one length attends to itself and to those before it in its prompt.
+    """Compute `prefill_attention` in plain torch, one segment after the other; reads the tiles on the host."""
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] -> [total, D]
+    query, key, value = qkv.view(len(qkv), 3, len(key_cache), -1).permute(1, 2, 0, 3)
+    out = torch.zeros_like(query)
+    segments = list(_segments(tiles))
+    for row, first, position, count in segments:
+        slots, tokens = slot_table[row, position : position + count], slice(first, first + count)
+        key_cache.index_copy_(1, slots.long(), key[:, tokens])
+        value_cache.index_copy_(1, slots.long(), value[:, tokens])
+    for row, first, position, count in segments:
+        tokens = slice(first, first + count)
+        if position == 0:
+            attended = _causal(query[:, tokens], key[:, tokens], value[:, tokens])
+        else:
+            slots = slot_table[row, : position + count]
+            attended = _causal(query[:, tokens], cached(key_cache, slots), cached(value_cache, slots))
+        out[:, tokens] = attended
+    return out.transpose(0, 1).reshape(len(qkv), -1)
 
-    qkv: [T, 3D], T = prompts * length: query, key and value as heads of equal width. Padding on the right of a prompt
-        is seen by padding alone.
-    kept: where keys and values go; of positions that share a slot any one may stay. None keeps nothing.
-    Returns [T, D] in the dtype of qkv. Softmax in fp32, scale 1 / sqrt(head width).
+
+def prefill_attention(qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor) -> Tensor:
+    """Store the keys and values of all tokens in the cache, then let each token attend to all positions up to its own.
+
+    Args:
+        qkv: [total, 3D], query, key and value of the tokens of several segments, packed without padding.
+        key_cache, value_cache: [H, S, head_dim], same dtype; written at slot_table[row, position], read for all
+            positions of the row up to the token's own, those that earlier calls cached among them.
+        slot_table: [R, T] int32, the slot of every position of every state row.
+        tiles: [m, 4] int32, (state row, index of the tile's first token in qkv, position of that token, tokens
+            0..64); 0 tokens mark an unused entry.
+
+    Returns:
+        [total, D] in the dtype of qkv; undefined for tokens in no tile. Softmax in fp32, scale 1 / sqrt(head_dim).
     """
-    # qkv: [T, 3D] -> [T, D]
-    width = qkv.shape[1] // (3 * heads)
-    supported = qkv.dtype != torch.float32 and 16 <= width <= 128 and width & (width - 1) == 0
-    if not supported or not uses_triton(qkv, *(kept or ())):
-        return prefill_attention_reference(qkv, prompts, heads, kept)
-    from modelscope_polylm.network.kernels.prefill_attention_triton import launch_prefill_attention
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] -> [total, D]
+    return prefill_attention_reference(qkv, key_cache, value_cache, slot_table, tiles)
 
-    out = torch.empty(qkv.shape[0], heads * width, dtype=qkv.dtype, device=qkv.device)
-    with torch.cuda.device_of(qkv):
-        launch_prefill_attention(qkv, prompts, heads, kept, out, config or choose_prefill_attention())
-    return out
+
+def _segments(tiles: Tensor) -> Iterator[Segment]:
+    # tiles: [m, 4]; tiles that continue each other are one segment
+    current: Segment | None = None
+    for row, first, position, count in tiles.tolist():
+        if count == 0:
+            continue
+        if current is not None:
+            end = (current.row, current.first + current.count, current.position + current.count)
+            if end == (row, first, position):
+                current = current._replace(count=current.count + count)
+                continue
+            yield current
+        current = Segment(row, first, position, count)
+    if current is not None:
+        yield current
+
+
+def _causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    # query: [H, count, head_dim], keys, values: [H, length, head_dim], of which the last `count` are the queries' own
+    count, length = query.shape[1], keys.shape[1]
+    mask = None
+    if count < length:
+        position = torch.arange(length, device=query.device)
+        mask = position <= position[length - count :, None]
+    out = F.scaled_dot_product_attention(query[None], keys[None], values[None], mask, is_causal=mask is None)
+    return out[0]

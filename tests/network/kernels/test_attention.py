@@ -4,97 +4,109 @@ import pytest
 import torch
 
 from modelscope_polylm.network.kernels.attention import decode_attention, decode_attention_reference
-from modelscope_polylm.network.kernels.configs import AttentionConfig
-from modelscope_polylm.network.kernels.dispatch import counters, kernel_settings
+from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from tests.network.kernels.random_tensors import random, relative_error
 
-HEADS, WIDTH, TABLE = 2, 16, 48
-# lengths of the prompt and of the whole row for each group, and rows in a group
+HEADS, HEAD_DIM, TABLE = 2, 16, 160
+CPU = torch.device("cpu")
+# (positions of the prompt, cached positions, rows) of each group
 CASES = {
-    "one row": ([(7, 40)], 1),
-    "first token": ([(0, 0)], 1),
-    "ragged rows": ([(3, 3), (20, 33), (1, 17)], 1),
-    "beams": ([(21, 30)], 4),
-    "beams before their first own token": ([(20, 20), (5, 9)], 3),
-    "beams without prompt": ([(0, 2)], 2),
+    "one row": [(7, 40, 1)],
+    "first token": [(0, 0, 1)],
+    "ragged rows": [(3, 3, 1), (20, 133, 1), (1, 17, 1)],
+    "full blocks": [(3, 64, 1), (20, 63, 1), (1, 128, 1)],
+    "beams": [(21, 30, 4)],
+    "beams with a long prompt": [(130, 150, 3)],
+    "beams before their first own token": [(20, 20, 3), (64, 64, 2)],
+    "beams without prompt": [(0, 2, 2)],
+    "mixed groups": [(70, 75, 4), (3, 100, 1), (66, 70, 16), (9, 12, 2)],
 }
 
 
-def slot_table(groups, group):
-    # groups: (prompt, length) each -> slot table [R, TABLE], lengths [R], prompt lengths [R], slots in use
-    free, rows = iter(torch.randperm(len(groups) * TABLE * group).tolist()), []
-    for prompt, length in groups:
-        shared = [next(free) for _ in range(prompt)]
-        rows += [shared + [next(free) for _ in range(length + 1 - prompt)] for _ in range(group)]
-    table = torch.tensor([row + [-1] * (TABLE - len(row)) for row in rows], dtype=torch.int32)
-    prompts, lengths = (
-        torch.tensor(column, dtype=torch.int32).repeat_interleave(group) for column in zip(*groups, strict=True)
-    )
-    return table, lengths, prompts, len(groups) * TABLE * group
+class Arguments:
+    """Random arguments of decode_attention; compact rows and state rows are in different orders."""
+
+    def __init__(self, case, dtype, device, head_dim=HEAD_DIM, contiguous=False):
+        groups = CASES[case] if isinstance(case, str) else case
+        count = sum(size for *_, size in groups)
+        slots = iter(range(count * TABLE) if contiguous else torch.randperm(count * TABLE).tolist())
+        self.table = torch.full((count + 3, TABLE), -1, dtype=torch.int32)
+        self.lengths = torch.zeros(count + 3, dtype=torch.int32)
+        self.prompt_lengths = torch.zeros(count + 3, dtype=torch.int32)
+        self.rows = torch.randperm(count + 3)[:count].int()
+        self.groups = torch.zeros(count, 2, dtype=torch.int32)
+        first = 0
+        for entry, (prompt, length, size) in enumerate(groups):
+            shared = [next(slots) for _ in range(prompt)]
+            for row in self.rows[first : first + size].tolist():
+                own = [next(slots) for _ in range(length + 1 - prompt)]
+                self.table[row, : length + 1] = torch.tensor(shared + own)
+                self.lengths[row], self.prompt_lengths[row] = length, prompt
+            self.groups[entry] = torch.tensor([first, size])
+            first += size
+        self.keys, self.values = (random(HEADS, count * TABLE, head_dim, dtype=dtype, device=device) for _ in range(2))
+        self.qkv = random(count, 3 * HEADS * head_dim, dtype=dtype, device=device)
+        self.device = device
+
+    def __iter__(self):
+        state = (self.table, self.rows, self.lengths, self.prompt_lengths, self.groups)
+        return iter((self.qkv, self.keys, self.values, *(tensor.to(self.device) for tensor in state)))
+
+    def exact(self):
+        """Row by row in float64, from the definition."""
+        out = []
+        for i, row in enumerate(self.rows.tolist()):
+            query, key, value = self.qkv[i].double().view(3, HEADS, 1, -1)
+            slots = self.table[row, : self.lengths[row]].long()
+            keys = torch.cat([self.keys[:, slots].double(), key], 1)
+            values = torch.cat([self.values[:, slots].double(), value], 1)
+            weights = (query @ keys.transpose(1, 2) / key.shape[-1] ** 0.5).softmax(-1)
+            out.append((weights @ values).reshape(-1))
+        return torch.stack(out)
+
+    def new_slots(self):
+        """The slots of the rows' new tokens."""
+        return [int(self.table[row, self.lengths[row]]) for row in self.rows]
 
 
-def arguments(groups, group, dtype, device):
-    table, lengths, prompts, slots = slot_table(groups, group)
-    keys, values = (random(HEADS, slots, WIDTH, dtype=dtype, device=device) for _ in range(2))
-    qkv = random(len(lengths), 3 * HEADS * WIDTH, dtype=dtype, device=device)
-    return qkv, keys, values, table.to(device), lengths.to(device), prompts.to(device), group
-
-
-def exact_attention(qkv, keys, values, table, lengths, prompts, group):
-    """Row by row in float64, from the definition."""
-    out = []
-    for row in range(len(lengths)):
-        query, key, value = qkv[row].double().view(3, HEADS, 1, WIDTH)
-        slots = table[row, : int(lengths[row])].long()
-        row_keys, row_values = (
-            torch.cat([keys[:, slots].double(), key], 1),
-            torch.cat([values[:, slots].double(), value], 1),
-        )
-        weights = (query @ row_keys.transpose(1, 2) / WIDTH**0.5).softmax(-1)
-        out.append((weights @ row_values).reshape(-1))
-    return torch.stack(out)
-
-
-@pytest.mark.parametrize("config", [None, AttentionConfig(16, 4, 1), AttentionConfig(16, 2, 3)], ids=str)
+@pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_agrees_with_the_definition(case, config, device, dtype, tolerance):
-    groups, group = CASES[case]
-    qkv, keys, values, *rest = arguments(groups, group, dtype, device)
-    expected = exact_attention(qkv, keys, values, *rest)
-    twin_keys, twin_values = keys.clone(), values.clone()
-    with kernel_settings("torch"):
-        decode_attention(qkv, twin_keys, twin_values, *rest)
-    assert relative_error(decode_attention(qkv, keys, values, *rest, config), expected) < tolerance
-    assert torch.equal(keys, twin_keys) and torch.equal(values, twin_values)
-    assert not counters(qkv.device).any()
+def test_reference_agrees_with_the_definition(case, contiguous):
+    arguments = Arguments(case, torch.float32, CPU, contiguous=contiguous)
+    expected = arguments.exact()
+    assert relative_error(decode_attention_reference(*arguments), expected) < 2e-6
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_twin_agrees_with_the_definition(case):
-    groups, group = CASES[case]
-    qkv, keys, values, *rest = arguments(groups, group, torch.float32, torch.device("cpu"))
-    expected = exact_attention(qkv, keys, values, *rest)
-    assert relative_error(decode_attention_reference(qkv, keys, values, *rest), expected) < 2e-6
+def test_reference_runs_long_rows_one_by_one():
+    arguments = Arguments([(150, 159, 2), (20, 80, 1)], torch.float32, CPU, head_dim=64)
+    expected = arguments.exact()
+    assert relative_error(decode_attention_reference(*arguments), expected) < 2e-6
 
 
 def test_new_token_is_written_to_its_slot_only():
-    qkv, keys, values, table, lengths, prompts, group = arguments([(2, 5)], 2, torch.float32, torch.device("cpu"))
-    before = keys.clone()
-    decode_attention_reference(qkv, keys, values, table, lengths, prompts, group)
-    changed = (keys != before).any(-1).any(0).nonzero().flatten().tolist()
-    assert changed == sorted(int(table[row, 5]) for row in range(2))
+    arguments = Arguments([(2, 5, 2)], torch.float32, CPU)
+    before = arguments.keys.clone()
+    decode_attention_reference(*arguments)
+    changed = (arguments.keys != before).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == sorted(arguments.new_slots())
 
 
-def test_split_results_do_not_depend_on_the_run(device):
-    qkv, keys, values, *rest = arguments([(10, 40), (3, 20)], 2, torch.float16, device)
-    config = AttentionConfig(16, 4, 4)
-    first = decode_attention(qkv, keys, values, *rest, config)
-    assert all(torch.equal(first, decode_attention(qkv, keys, values, *rest, config)) for _ in range(2))
+@pytest.mark.parametrize("unused", [0, 2])
+def test_rows_in_no_group_are_not_stored(unused):
+    arguments = Arguments([(2, 5, 1), (3, 7, 1), (4, 4, 1)], torch.float32, CPU)
+    expected, before = arguments.exact(), arguments.keys.clone()
+    arguments.groups[unused, 1] = 0
+    result = decode_attention_reference(*arguments)
+    used = [row for row in range(3) if row != unused]
+    changed = (arguments.keys != before).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == sorted(arguments.new_slots()[row] for row in used)
+    assert relative_error(result[used], expected[used]) < 2e-6
 
 
-def test_twin_keeps_softmax_in_fp32_for_bf16():
-    qkv, keys, values, *rest = arguments([(7, 40)], 1, torch.bfloat16, torch.device("cpu"))
-    expected = exact_attention(qkv, keys, values, *rest)
-    result = decode_attention_reference(qkv, keys, values, *rest)
+def test_reference_keeps_softmax_in_fp32_for_bf16():
+    arguments = Arguments("one row", torch.bfloat16, CPU)
+    expected = arguments.exact()
+    with kernel_settings("torch"):
+        result = decode_attention(*arguments)
     assert result.dtype == torch.bfloat16
     assert relative_error(result, expected) < 5e-3

@@ -3,61 +3,71 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelscope_polylm.network.kernels.configs import PrefillAttentionConfig, choose_prefill_attention
-from modelscope_polylm.network.kernels.dispatch import kernel_settings
-from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
+from modelscope_polylm.network.kernels.prefill_attention import prefill_attention_reference
 from tests.network.kernels.random_tensors import random, relative_error
 
-CONFIGS = [PrefillAttentionConfig(32, 16, warps=4, stages=2), PrefillAttentionConfig(64, 64, warps=4, stages=2)]
-# prompts, length, heads, head width; no length but 32 divides the blocks
-SHAPES = [(1, 1, 1, 16), (3, 33, 2, 32), (2, 32, 2, 16), (1, 70, 1, 64)]
-HALVES = pytest.mark.parametrize("dtype", [torch.float16], ids=["fp16"])
+HEADS, HEAD_DIM, TABLE = 2, 32, 200
+CPU = torch.device("cpu")
+# (positions cached before, new tokens) of each segment
+CASES = {
+    "one token": [(0, 1)],
+    "one prompt": [(0, 33)],
+    "prompts of several tiles": [(0, 150), (0, 64), (0, 2)],
+    "a cached prefix": [(64, 10)],
+    "everything": [(0, 70), (37, 100), (130, 1), (1, 64), (63, 66)],
+}
 
 
-def exact_attention(qkv, prompts, heads):
-    """Row by row in float64, from the definition."""
-    rows = []
-    for prompt in qkv.double().view(prompts, -1, 3, heads, qkv.shape[1] // 3 // heads):
-        query, key, value = prompt.permute(1, 2, 0, 3)
-        score = query @ key.transpose(1, 2) / key.shape[2] ** 0.5
-        hidden = torch.ones_like(score, dtype=torch.bool).triu(1)
-        rows.append((score.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(0, 1).flatten(1))
-    return torch.cat(rows)
+class Arguments:
+    """Random arguments of prefill_attention: prefixes are in the cache, the rest is in qkv, after a gap if `gap`."""
+
+    def __init__(self, case, dtype, device, contiguous=False, gap=0, head_dim=HEAD_DIM):
+        self.segments = CASES[case] if isinstance(case, str) else case
+        count, total = len(self.segments), gap + sum(new for _, new in self.segments)
+        slots = (torch.arange if contiguous else torch.randperm)(count * TABLE)
+        self.table = slots.int().view(count, TABLE)
+        self.rows = torch.randperm(count).tolist()
+        self.keys, self.values = (random(HEADS, count * TABLE, head_dim, dtype=dtype, device=device) for _ in range(2))
+        self.qkv = random(total, 3 * HEADS * head_dim, dtype=dtype, device=device)
+        tiles, self.firsts = [[0, 0, 0, 0]], []
+        for row, (cached, new) in zip(self.rows, self.segments, strict=True):
+            self.firsts.append(gap)
+            tiles += [[row, gap + i, cached + i, min(64, new - i)] for i in range(0, new, 64)]
+            gap += new
+        self.tiles, self.device = torch.tensor(tiles, dtype=torch.int32), device
+
+    def __iter__(self):
+        return iter((self.qkv, self.keys, self.values, self.table.to(self.device), self.tiles.to(self.device)))
+
+    def expected(self):
+        """From the definition, in float64: the result, and the caches afterwards."""
+        new = self.qkv.view(len(self.qkv), 3, HEADS, -1).permute(1, 2, 0, 3)
+        keys, values, out = self.keys.clone(), self.values.clone(), torch.zeros_like(new[0], dtype=torch.float64)
+        for row, first, (cached, count) in zip(self.rows, self.firsts, self.segments, strict=True):
+            tokens, slots = slice(first, first + count), self.table[row, : cached + count].long()
+            keys[:, slots[cached:]], values[:, slots[cached:]] = new[1, :, tokens], new[2, :, tokens]
+            score = new[0, :, tokens].double() @ keys[:, slots].double().transpose(1, 2) / keys.shape[2] ** 0.5
+            hidden = torch.ones_like(score, dtype=torch.bool).triu(cached + 1)
+            out[:, tokens] = score.masked_fill(hidden, -torch.inf).softmax(-1) @ values[:, slots].double()
+        return out.transpose(0, 1).flatten(1), keys, values
+
+    def check(self, result, tolerance):
+        used = slice(self.firsts[0], None)
+        assert relative_error(result[used], self.answer[0][used]) < tolerance
+        assert torch.equal(self.keys, self.answer[1]) and torch.equal(self.values, self.answer[2])
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@HALVES
-def test_kernel_agrees_with_the_definition(shape, config, device, dtype):
-    prompts, length, heads, width = shape
-    qkv = random(prompts * length, 3 * heads * width, dtype=dtype, device=device)
-    assert (
-        relative_error(prefill_attention(qkv, prompts, heads, config=config), exact_attention(qkv, prompts, heads))
-        < 1e-3
-    )
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_reference_agrees_with_the_definition(case, contiguous):
+    arguments = Arguments(case, torch.float32, CPU, contiguous, gap=3)
+    arguments.answer = arguments.expected()
+    arguments.check(prefill_attention_reference(*arguments), 2e-6)
 
 
-@pytest.mark.parametrize("mode", ["triton", "torch"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@HALVES
-def test_keys_and_values_stand_in_their_slots(shape, mode, device, dtype):
-    prompts, length, heads, width = shape
-    tokens = prompts * length
-    qkv = random(tokens, 3 * heads * width, dtype=dtype, device=device)
-    slots = torch.randperm(tokens + 9)[:tokens].to(device)
-    caches, expected = (torch.zeros(2, heads, tokens + 9, width, dtype=dtype, device=device) for _ in range(2))
-    for token, slot in enumerate(slots.tolist()):
-        expected[:, :, slot] = qkv[token].view(3, heads, width)[1:]
-    with kernel_settings(mode):
-        result = prefill_attention(qkv, prompts, heads, (slots, *caches), CONFIGS[0])
-    assert torch.equal(caches, expected)
-    assert relative_error(result, exact_attention(qkv, prompts, heads)) < 1e-3
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("prompts", "length"), [(1, 1920), (1, 1), (3, 129), (2, 700), (20000, 1)])
-def test_default_blocks_on_a_device(prompts, length):
-    with kernel_settings("triton"):
-        qkv = random(prompts * length, 3 * 4 * 128, dtype=torch.bfloat16, device=torch.device("cuda"))
-        result = prefill_attention(qkv, prompts, 4, config=choose_prefill_attention())
-    assert relative_error(result, exact_attention(qkv, prompts, 4)) < 4e-3
+def test_no_tiles_write_nothing():
+    arguments = Arguments("one prompt", torch.float32, CPU)
+    arguments.tiles[:, 3] = 0
+    before = arguments.keys.clone()
+    assert prefill_attention_reference(*arguments).shape == (33, HEADS * HEAD_DIM)
+    assert torch.equal(arguments.keys, before)
