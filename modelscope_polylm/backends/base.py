@@ -1,59 +1,75 @@
-"""The interface that every backend has: token ids and options in, token ids out as they come."""
+"""The interface that every backend has: requests in, deltas of token ids out as they come."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.outputs import Answer, Update
+from modelscope_polylm.generation.outputs import Completion, Deliver, Delta, DeltaStream
+from modelscope_polylm.generation.requests import Request, checked_requests
 from modelscope_polylm.network.config import PolyLMConfig
 
-__all__ = ["Answer", "Backend", "Update"]
+__all__ = ["Backend", "Completion", "Delta", "DeltaStream", "Request"]
 
 
 class Backend(abc.ABC):
-    """Runs one snapshot. Safe to call from several threads: every call gets what it would get alone."""
+    """Runs one snapshot. Safe to call from several threads: every request gets what it would get alone."""
 
     name: str
-    default_batch_size: int | None = 1
-    """Prompts of a list that run together where the caller does not say; None: all of them."""
     config: PolyLMConfig
     device: torch.device
     dtype: torch.dtype
 
-    @abc.abstractmethod
-    def stream(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
-        """Generate for all prompts together.
+    def requests(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions | Sequence[GenerationOptions]
+    ) -> list[Request]:
+        """Prompts as checked requests.
 
         Args:
             prompts: token ids, one list for each prompt, of any lengths from 1 on.
-            options: checked options.
-
-        Yields:
-            For each prompt the token ids that are new and final; the native backend yields after every step, with
-            empty lists where there are none. Beam search knows its answer at the end only and yields the best answer
-            once. Closing the stream ends the work.
-
-        Returns:
-            For each prompt its answers, best first, `options.num_return_sequences` of them.
+            options: checked options, for all prompts or one for each.
 
         Raises:
             InputError: a prompt that is empty or leaves no room in the context.
             OptionError: an option that this backend does not have.
-            DeviceError: the batch does not fit into the device's memory.
+        """
+        for each in [options] if isinstance(options, GenerationOptions) else options:
+            self.check_options(each)
+        return checked_requests(prompts, options, self.config)
+
+    @abc.abstractmethod
+    def check_options(self, options: GenerationOptions) -> None:
+        """Raises OptionError for what this backend does not have."""
+
+    @abc.abstractmethod
+    def submit(
+        self,
+        requests: Sequence[Request],
+        partial: bool = True,
+        at_once: int | None = None,
+        listener: Deliver | None = None,
+    ) -> DeltaStream:
+        """Begin requests, which may differ in all their options.
+
+        Args:
+            requests: made by `requests`.
+            partial: whether deltas are wanted before the end of a request.
+            at_once: most of them that run together; None leaves it to the backend.
+            listener: gets the deltas in a thread of the backend; None leaves them to the stream's reader.
+
+        Returns:
+            The deltas, in which each request ends with its completions; closing or dropping the stream cancels what has
+            not ended.
+
+        Raises:
+            DeviceError: a request does not fit into the device's memory.
         """
 
-    def generate(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[list[Answer]]:
-        """What `stream` returns, without the updates in between."""
-        updates = self.stream(prompts, options)
-        while True:
-            try:
-                next(updates)
-            except StopIteration as finished:
-                answers: list[list[Answer]] = finished.value
-                return answers
+    def generate(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions | Sequence[GenerationOptions]
+    ) -> list[list[Completion]]:
+        """For each prompt its answers, best first, `num_return_sequences` of them."""
+        return self.submit(self.requests(prompts, options), partial=False).completions()

@@ -11,153 +11,149 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modelscope_polylm.generation.lm_head import OutputLayer, is_one_of
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Rows
+from modelscope_polylm.generation.lm_head import LMHead
+from modelscope_polylm.generation.state import (
+    IMPOSSIBLE,
+    LOGPROB,
+    PARENT,
+    POSITION,
+    SCORE,
+    TOKEN,
+    BatchState,
+    is_one_of,
+)
 from modelscope_polylm.network.kernels.dispatch import uses_triton
 
-IMPOSSIBLE = -1.0e9
-"""transformers' score of a beam that cannot be chosen."""
-SCORE, LOGPROB, TOKEN, PARENT, POSITION = range(5)
-"""Columns of a continuation, all exact in fp64: its beam's sum of log-probabilities (in a finished beam divided by the
-length), the token's own log-probability, the token, the row that it continues, and the token's position."""
-MOST_COMPARED = 512
+MAX_COMPARED = 512
 """Most candidates of a prompt, of all its beams, that the kernel compares with each other."""
 
 
 class BeamSearch:
-    """Keeps `rows.group` running beams and as many finished ones for each prompt.
+    """Keeps the running and the finished beams of groups of rows, one group for each prompt.
 
-    No beam's text is copied: a beam is its last continuation, and `history` tells what each row chose at each position.
+    No beam's text is copied: a beam is its last continuation, and `state.history` tells what each beam chose at each
+    position.
 
-    Attributes:
-        running_scores: [prompts, beams] fp32, sums of log-probabilities.
-        finished: [prompts, beams, 5] fp64, the last continuations of the finished beams, best first.
-        history: [prompts, positions, beams, 3] fp64, log-probability, token and parent row of every choice.
-        report: [prompts] bool, what the host has to see of each step: which prompts are done.
-        length_penalty: the exponent of the next `begin`.
-        divisors: [positions + 1] fp64, what divides the score of a beam of each length.
+    Args:
+        state: the batch.
+        lm_head: makes the candidates.
+        beams: rows of a group.
+        ends: the most end tokens of a request.
+        counts_prompt: whether lengths count the prompt ('4.31').
+        early_stopping: True, False or 'never', as in transformers.
     """
 
-    def __init__(self, rows: Rows, output: OutputLayer, end_tokens: Tensor, options: GenerationOptions):
-        prompts, beams, device = rows.prompts, rows.group, rows.tokens.device
-        self.rows, self.output, self.end_tokens = rows, output, end_tokens
-        self.beams = beams
-        self.candidates = max(2, 1 + end_tokens.shape[0]) * beams
-        self.counts_prompt = options.beam_rules != "5"
-        self.early_stopping = options.early_stopping
-        self.length_penalty = options.length_penalty
-        self.divisors = torch.ones(rows.positions + 1, dtype=torch.float64, device=device)
-        self.running_scores = torch.zeros(prompts, beams, device=device)
-        self.finished = torch.zeros(prompts, beams, 5, dtype=torch.float64, device=device)
-        self.history = torch.zeros(prompts, rows.positions, beams, 3, dtype=torch.float64, device=device)
-        self.report = torch.zeros(prompts, dtype=torch.bool, device=device)
-        self._first_rows = torch.arange(prompts, device=device)[:, None] * beams
-        self._among_best = torch.arange(self.candidates, device=device) < beams
+    def __init__(
+        self,
+        state: BatchState,
+        lm_head: LMHead,
+        beams: int,
+        ends: int,
+        counts_prompt: bool,
+        early_stopping: bool | str,
+    ):
+        self.state, self.lm_head, self.beams, self.ends = state, lm_head, beams, ends
+        self.candidates = max(2, 1 + ends) * beams
+        self.counts_prompt, self.early_stopping = counts_prompt, early_stopping
+        self._among_best = torch.arange(self.candidates, device=state.device) < beams
 
-    def begin(self) -> None:
-        """Start a new batch: only the first beam of a prompt counts, for all are equal."""
-        lengths = torch.arange(len(self.divisors), dtype=torch.float64, device=self.divisors.device)
-        self.divisors.copy_(lengths**self.length_penalty)
-        self.running_scores.fill_(IMPOSSIBLE)
-        self.running_scores[:, 0] = 0
-        self.finished.zero_()
-        self.finished[..., SCORE] = IMPOSSIBLE
-        self.report.copy_(self.rows.finished.view(-1, self.beams)[:, 0])
-
-    def select(self, hidden: Tensor) -> None:
+    def select(self, hidden: Tensor, rows: Tensor) -> None:
         """Choose the beams that go on, keep those that end, and note which prompts are done."""
-        # hidden: [rows, width]
-        count = min(self.candidates, self.output.vocab_limit)
-        best = self.output.best(hidden, self.rows, count)
-        if self.beams * count > MOST_COMPARED or not uses_triton(*best, self.report):
-            self._select_reference(*best)
+        # hidden: [n, hidden_size], rows: [n] int64, groups of `beams` consecutive rows
+        count = min(self.candidates, self.lm_head.vocab_limit)
+        best = self.lm_head.best(hidden, self.state, rows, count)
+        if self.beams * count > MAX_COMPARED or not uses_triton(*best, self.state.finished):
+            self._select_reference(*best, rows)
             return
         from modelscope_polylm.generation.beam_triton import launch_beam_step
 
         with torch.cuda.device_of(hidden):
-            launch_beam_step(self, *best)
+            launch_beam_step(self, *best, rows)
 
-    def _select_reference(self, scores: Tensor, logprobs: Tensor, tokens: Tensor) -> None:
-        """Plain torch twin of the kernel."""
-        # scores, logprobs, tokens: [rows, count]
-        found = self._continuations(scores, logprobs, tokens)
-        ended = is_one_of(found[..., TOKEN], self.end_tokens)
-        at_limit = self._generated() + 1 >= self._of_prompt(self.rows.limits)
+    def _select_reference(self, scores: Tensor, logprobs: Tensor, tokens: Tensor, rows: Tensor) -> None:
+        """The reference of the kernel, in plain torch."""
+        # scores, logprobs, tokens: [n, count], rows: [n]
+        found = self._continuations(scores, logprobs, tokens, rows)
+        firsts = rows[:: self.beams]
+        done = self.state.finished[firsts]
+        ended = is_one_of(found[..., TOKEN].flatten(), self._end_tokens(firsts)).view(found.shape[:2])
+        at_limit = self.state.generated(firsts) + 1 >= self.state.limits[firsts]
         may_finish = ended if self.counts_prompt else ended | at_limit[:, None]
-        self._finish(may_finish & self._among_best, found, length_before_end=True)
+        self._finish(may_finish & self._among_best & ~done[:, None], found, rows, length_before_end=True)
         best_score = found[:, 0, SCORE]
 
-        kept = torch.where(ended, IMPOSSIBLE, found[..., SCORE]).topk(self.beams).indices
-        going_on = _take(found, kept)
+        going_on = found.gather(1, _columns(torch.where(ended, IMPOSSIBLE, found[..., SCORE]).topk(self.beams).indices))
         if self.counts_prompt:
-            limited = at_limit & ~self._done_by_rules(best_score)
-            self._finish(limited[:, None].expand_as(kept), going_on, length_before_end=False)
+            limited = at_limit & ~done & ~self._done_by_rules(best_score, rows)
+            self._finish(limited[:, None].expand(-1, self.beams), going_on, rows, length_before_end=False)
         else:
             best_score = going_on[:, 0, SCORE]
-        self._note_done(at_limit, best_score)
-        self._go_on(going_on)
+        done = done | self._done_by_rules(best_score, rows) | at_limit
+        self.state.finished[rows] = done.repeat_interleave(self.beams)
+        self.state.step_output[firsts] = torch.stack((done.int(), logprobs[:: self.beams, 0].view(torch.int32)), 1)
+        self._go_on(going_on, rows)
 
-    def _continuations(self, scores: Tensor, logprobs: Tensor, tokens: Tensor) -> Tensor:
-        # scores, logprobs, tokens: [rows, count] -> [prompts, candidates, 5], best first
-        prompts, count = self.rows.prompts, scores.shape[1]
-        scores = (scores.view(prompts, self.beams, -1) + self.running_scores[:, :, None]).view(prompts, -1)
+    def _continuations(self, scores: Tensor, logprobs: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+        # scores, logprobs, tokens: [n, count] -> [prompts, candidates, 5], best first
+        prompts, count = len(rows) // self.beams, scores.shape[1]
+        scores = (scores + self.state.running_scores[rows, None]).view(prompts, -1)
         scores, best = scores.topk(self.candidates)
-        parents = self._first_rows + best.div(count, rounding_mode="floor")
+        parents = best.div(count, rounding_mode="floor")
         logprobs, tokens = logprobs.view(prompts, -1).gather(1, best), tokens.view(prompts, -1).gather(1, best)
-        positions = self._of_prompt(self.rows.lengths)[:, None].expand_as(parents)
+        positions = self.state.lengths[rows[:: self.beams], None].expand_as(parents)
         return torch.stack([column.double() for column in (scores, logprobs, tokens, parents, positions)], -1)
 
-    def _finish(self, which: Tensor, found: Tensor, length_before_end: bool) -> None:
-        """Merge the continuations `which` into the finished beams of prompts that are not done; the best stay."""
-        # which: [prompts, n], found: [prompts, n, 5]
-        length = self._of_prompt(self.rows.lengths) + (0 if length_before_end else 1)
-        if not self.counts_prompt:
-            length = self._generated() + 1
-        divided = found[..., SCORE] / self.divisors[length][:, None]
-        divided = torch.where(which & ~self.report[:, None], divided, IMPOSSIBLE)
-        merged = torch.cat((self.finished, torch.cat((divided[..., None], found[..., LOGPROB:]), -1)), 1)
-        self.finished.copy_(_take(merged, merged[..., SCORE].topk(self.beams).indices))
+    def _end_tokens(self, firsts: Tensor) -> Tensor:
+        # firsts: [prompts] -> [prompts * candidates, ends]
+        return self.state.end_tokens[firsts, : self.ends].repeat_interleave(self.candidates, 0)
 
-    def _done_by_rules(self, best_score: Tensor) -> Tensor:
+    def _finish(self, which: Tensor, found: Tensor, rows: Tensor, length_before_end: bool) -> None:
+        """Merge the continuations `which` into the finished beams; the best stay."""
+        # which: [prompts, m], found: [prompts, m, 5], rows: [n]
+        firsts = rows[:: self.beams]
+        length = self.state.generated(firsts) + 1
+        if self.counts_prompt:
+            length = self.state.lengths[firsts] + (0 if length_before_end else 1)
+        divided = torch.where(which, found[..., SCORE] / self._divisor(length, firsts)[:, None], IMPOSSIBLE)
+        before = self.state.finished_beams[rows].view(len(firsts), self.beams, -1)
+        merged = torch.cat((before, torch.cat((divided[..., None], found[..., LOGPROB:]), -1)), 1)
+        best = merged.gather(1, _columns(merged[..., SCORE].topk(self.beams).indices))
+        self.state.finished_beams[rows] = best.flatten(0, 1)
+
+    def _divisor(self, length: Tensor, firsts: Tensor) -> Tensor:
+        # length, firsts: [prompts] -> what divides the score of a beam of this length, fp64
+        return self.state.divisors[firsts, length.long()]
+
+    def _done_by_rules(self, best_score: Tensor, rows: Tensor) -> Tensor:
         # best_score: [prompts] -> [prompts] bool: enough beams are finished and the running ones cannot be better
-        worst = self.finished[:, -1, SCORE]
+        worst = self.state.finished_beams[rows[self.beams - 1 :: self.beams], SCORE]
         full = worst > IMPOSSIBLE / 2
         if self.early_stopping is True:
             return full
-        return full & (worst >= best_score / self._best_divisor())
+        return full & (worst >= best_score / self._best_divisor(rows[:: self.beams]))
 
-    def _best_divisor(self) -> Tensor:
-        # [prompts]: what may at best divide the score of a running beam
-        now, limit = self._generated() + 1, self._of_prompt(self.rows.limits)
+    def _best_divisor(self, firsts: Tensor) -> Tensor:
+        # firsts: [prompts] -> what may at best divide the score of a running beam
+        now, limit = self.state.generated(firsts) + 1, self.state.limits[firsts]
         if self.counts_prompt:
-            now, limit = (length + self._of_prompt(self.rows.prompt_lengths) for length in (now, limit))
+            now, limit = (length + self.state.prompt_lengths[firsts] for length in (now, limit))
         if self.early_stopping != "never":
-            return self.divisors[now]
+            return self._divisor(now, firsts)
         # scores are below zero, so the larger divisor is the better one
-        return torch.maximum(self.divisors[now], self.divisors[limit])
+        return torch.maximum(self._divisor(now, firsts), self._divisor(limit, firsts))
 
-    def _note_done(self, at_limit: Tensor, best_score: Tensor) -> None:
-        self.report |= self._done_by_rules(best_score) | at_limit
-        self.rows.finished.copy_(self.report.repeat_interleave(self.beams))
-
-    def _go_on(self, chosen: Tensor) -> None:
-        # chosen: [prompts, beams, 5]
-        self.running_scores.copy_(chosen[..., SCORE])
-        here = chosen[:, None, :, POSITION, None].long().expand(-1, 1, -1, 3)
-        self.history.scatter_(1, here, chosen[:, None, :, LOGPROB : PARENT + 1])
-        parents, tokens = chosen[..., PARENT].long().view(-1), chosen[..., TOKEN].long().view(-1)
-        self.rows.reorder(parents, with_ids=self.output.reads_ids)
-        self.rows.append(tokens)
-
-    def _generated(self) -> Tensor:
-        return self._of_prompt(self.rows.generated())
-
-    def _of_prompt(self, values: Tensor) -> Tensor:
-        # values: [rows], equal within a group -> [prompts]
-        return values.view(-1, self.beams)[:, 0]
+    def _go_on(self, chosen: Tensor, rows: Tensor) -> None:
+        # chosen: [prompts, beams, 5], rows: [n]
+        state, chosen = self.state, chosen.flatten(0, 1)
+        state.running_scores[rows] = chosen[:, SCORE].float()
+        state.history[rows, chosen[:, POSITION].long()] = chosen[:, LOGPROB : PARENT + 1]
+        parents = rows[:: self.beams].repeat_interleave(self.beams) + chosen[:, PARENT].long()
+        tokens = chosen[:, TOKEN].long()
+        state.reorder(rows, parents, with_ids=self.lm_head.reads_ids)
+        state.tokens[rows] = tokens
+        state.ids[rows, state.lengths[rows].long()] = tokens
 
 
-def _take(found: Tensor, indices: Tensor) -> Tensor:
-    # found: [prompts, n, 5]; indices: [prompts, m] -> [prompts, m, 5]
-    return found.gather(1, indices[..., None].expand(-1, -1, found.shape[2]))
+def _columns(indices: Tensor) -> Tensor:
+    # indices: [prompts, m] -> [prompts, m, 5], to gather continuations with
+    return indices[..., None].expand(-1, -1, 5)

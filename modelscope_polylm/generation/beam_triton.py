@@ -1,23 +1,33 @@
-"""Kernel of `BeamSearch.select`: one program for each prompt, in which every candidate stays in its thread."""
+"""Kernel of `BeamSearch.select`: one program for each prompt, in which every candidate stays in its thread.
+
+Nothing is sorted: a rank is the number of larger candidates, and what is chosen is stored at its rank.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.generation import beam
+from modelscope_polylm.generation import state
 from modelscope_polylm.network.kernels.lm_head_triton import EMPTY, sort_keys
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
 
-IMPOSSIBLE = tl.constexpr(beam.IMPOSSIBLE)
+if TYPE_CHECKING:
+    from modelscope_polylm.generation.beam import BeamSearch
+
+IMPOSSIBLE = tl.constexpr(state.IMPOSSIBLE)
+COLUMNS = tl.constexpr(5)  # of a continuation, as in state.py: score, log-probability, token, parent beam, position
+COLUMN_BLOCK = tl.constexpr(8)
 MOVED = 1024
 """Entries of a table that are moved at once."""
 
 
 @triton.jit
 def is_end(token, end_tokens, ENDS: tl.constexpr):
-    # token: [N] -> [N] bool
+    # token: [N], end_tokens: those of a row, filled up with a negative number -> [N] bool
     found = token < 0
     for end in tl.static_range(ENDS):
         found |= token == tl.load(end_tokens + end)
@@ -48,101 +58,7 @@ def follow(table, parents, begin, end, stride, BEAMS: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def beam_step_kernel(
-    scores, logprobs, tokens, end_tokens, divisors, lengths, prompt_lengths, limits,
-    running_scores, finished, history, report, row_finished, row_tokens, ids, slot_table, positions,
-    BEAMS: tl.constexpr, COUNT: tl.constexpr, CANDIDATES: tl.constexpr, ENDS: tl.constexpr,
-    COUNTS_PROMPT: tl.constexpr, EARLY_STOPPING: tl.constexpr, READS_IDS: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    # scores, logprobs, tokens: [rows, COUNT], end_tokens: [ENDS]; the others as in BeamSearch and Rows
-    admit_next(OVERLAP)
-    prompt = tl.program_id(0).to(tl.int64)
-    first = prompt * BEAMS
-    i, row = tl.arange(0, WIDTH), tl.arange(0, ROWS)
-    exists, parent = i < BEAMS * COUNT, tl.minimum(i // COUNT, BEAMS - 1)
-    begin, limit = tl.load(prompt_lengths + first), tl.load(limits + first)
-    was_done = tl.load(report + prompt)
-    running = tl.load(running_scores + first + parent)
-    beams = finished + first * COLUMNS
-    columns, finished_score = load_finished(beams, BEAMS, ROWS)
-    wait_for_previous(OVERLAP)
-    place = first * COUNT + i
-    score = tl.load(scores + place, mask=exists, other=float("-inf")) + running
-    logprob = tl.load(logprobs + place, mask=exists, other=0.0)
-    token = tl.load(tokens + place, mask=exists, other=0)
-    length = tl.load(lengths + first)
-    ended = is_end(token, end_tokens, ENDS)
-
-    # what divides scores is read before the places are counted, which hides its latency
-    generated = length - begin
-    at_limit = generated + 1 >= limit
-    counted = length if COUNTS_PROMPT else generated
-    divisor = tl.load(divisors + counted + 1)
-    end_divisor = tl.load(divisors + counted) if COUNTS_PROMPT else divisor
-    best_divisor = divisor
-    if EARLY_STOPPING == "never":
-        best_divisor = tl.maximum(divisor, tl.load(divisors + counted - generated + limit))
-
-    rank = places(sort_keys(score, i))
-    open_keys = sort_keys(tl.where(ended, IMPOSSIBLE, score), rank)
-    next_row = places(tl.where(rank < CANDIDATES, open_keys, EMPTY))
-    goes_on = next_row < BEAMS
-
-    exact, parent_row = score.to(tl.float64), first + parent
-    finishes = (ended if COUNTS_PROMPT else tl.where(at_limit, True, ended)) & (rank < tl.where(was_done, 0, BEAMS))
-    worst = merge(
-        beams, columns, finished_score, exact / end_divisor, finishes, rank, logprob, token, parent_row, length,
-        BEAMS, ROWS, WIDTH,
-    )  # fmt: skip
-    leads = (rank if COUNTS_PROMPT else next_row) == 0
-    best_score = tl.sum(tl.where(leads, score, 0.0))
-    done = was_done | done_by_rules(worst, best_score, best_divisor, EARLY_STOPPING)
-    if COUNTS_PROMPT:  # noqa: SIM102
-        if at_limit & ~done:
-            # those that would go on are finished too
-            tl.debug_barrier()
-            columns, finished_score = load_finished(beams, BEAMS, ROWS)
-            merge(
-                beams, columns, finished_score, exact / divisor, goes_on, next_row, logprob, token, parent_row, length,
-                BEAMS, ROWS, WIDTH,
-            )  # fmt: skip
-    done |= at_limit
-    tl.store(report + prompt, done)
-    tl.store(row_finished + first + row, done, mask=row < BEAMS)
-
-    new = first + next_row
-    tl.store(running_scores + new, score, mask=goes_on)
-    tl.store(row_tokens + new, token, mask=goes_on)
-    room = history + ((prompt * positions + length) * BEAMS + next_row) * 3
-    store_choice(room, logprob, token, parent_row, goes_on)
-    parents = tl.sum(tl.where(next_row[:, None] == row[None, :], parent[:, None], 0), 0)
-    follow(slot_table + first * positions, parents, begin, length, positions, BEAMS, ROWS, BLOCK)
-    if READS_IDS:
-        follow(ids + first * positions, parents, begin, length, positions, BEAMS, ROWS, BLOCK)
-    tl.store(ids + new * positions + length, token, mask=goes_on)
-
-
-def launch_beam_step(search: beam.BeamSearch, scores: Tensor, logprobs: Tensor, tokens: Tensor) -> None:
-    # scores, logprobs, tokens: [rows, count]
-    rows, beams, count = search.rows, search.beams, scores.shape[1]
-    width, row_block = triton.next_power_of_2(beams * count), triton.next_power_of_2(beams)
-    beam_step_kernel[(rows.prompts,)](
-        scores, logprobs, tokens, search.end_tokens, search.divisors, rows.lengths, rows.prompt_lengths, rows.limits,
-        search.running_scores, search.finished, search.history, search.report, rows.finished, rows.tokens, rows.ids,
-        rows.slot_table, rows.positions,
-        BEAMS=beams, COUNT=count, CANDIDATES=search.candidates, ENDS=search.end_tokens.shape[0],
-        COUNTS_PROMPT=search.counts_prompt, EARLY_STOPPING=search.early_stopping, READS_IDS=search.output.reads_ids,
-        ROWS=row_block, WIDTH=width, BLOCK=MOVED // row_block, **launch_options(scores.device, max(1, width // 32)),
-    )  # fmt: skip
-
-
-COLUMNS = tl.constexpr(5)  # of a continuation, as in beam.py: score, log-probability, token, parent row, position
-COLUMN_BLOCK = tl.constexpr(8)
-
-
-@triton.jit
-def places(keys):
+def count_larger(keys):
     # keys: [N] -> [N] int32, how many are larger
     return tl.sum((keys[:, None] > keys[None, :]).to(tl.int32), 0)
 
@@ -175,7 +91,7 @@ def merge(
     # of equals the one that was finished before stays ahead
     ahead = finished_score[None, :] >= score[:, None]
     new_row = row + tl.sum((enters[:, None] & ~ahead).to(tl.int32), 0)
-    place = places(tl.where(enters, -order, -WIDTH)) + tl.sum(ahead.to(tl.int32), 1)
+    place = count_larger(tl.where(enters, -order, -WIDTH)) + tl.sum(ahead.to(tl.int32), 1)
     enters &= place < BEAMS
     worst_entered = tl.min(tl.where(enters, score, float("inf")))
     worst = tl.minimum(worst_entered, tl.min(tl.where(new_row < BEAMS, finished_score, float("inf"))))
@@ -188,3 +104,95 @@ def merge(
     stays = (new_row < BEAMS)[:, None] & (column < COLUMNS)
     tl.store(finished + new_row[:, None] * COLUMNS + column, columns, mask=stays)
     return worst
+
+
+@triton.jit
+def beam_step_kernel(
+    scores, logprobs, tokens, rows, end_tokens, divisors, lengths, prompt_lengths, limits,
+    running_scores, finished_beams, history, step_output, finished, row_tokens, ids, slot_table, positions,
+    BEAMS: tl.constexpr, COUNT: tl.constexpr, CANDIDATES: tl.constexpr, ENDS: tl.constexpr, MAX_ENDS: tl.constexpr,
+    COUNTS_PROMPT: tl.constexpr, EARLY_STOPPING: tl.constexpr, READS_IDS: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # scores, logprobs, tokens: [n, COUNT] and rows: [n], groups of BEAMS consecutive rows; the others as in BatchState
+    admit_next(OVERLAP)
+    prompt = tl.program_id(0).to(tl.int64)
+    first = tl.load(rows + prompt * BEAMS)
+    i, row = tl.arange(0, WIDTH), tl.arange(0, ROWS)
+    exists, parent = i < BEAMS * COUNT, tl.minimum(i // COUNT, BEAMS - 1)
+    begin, limit = tl.load(prompt_lengths + first), tl.load(limits + first)
+    was_done = tl.load(finished + first)
+    running = tl.load(running_scores + first + parent)
+    beams = finished_beams + first * COLUMNS
+    columns, finished_score = load_finished(beams, BEAMS, ROWS)
+    wait_for_previous(OVERLAP)
+    candidate = prompt * BEAMS * COUNT + i
+    score = tl.load(scores + candidate, mask=exists, other=float("-inf")) + running
+    logprob = tl.load(logprobs + candidate, mask=exists, other=0.0)
+    token = tl.load(tokens + candidate, mask=exists, other=0)
+    length = tl.load(lengths + first)
+    ended = is_end(token, end_tokens + first * MAX_ENDS, ENDS)
+
+    # what divides scores is read before the ranks are counted, which hides its latency
+    generated = length - begin
+    at_limit = generated + 1 >= limit
+    counted = length if COUNTS_PROMPT else generated
+    row_divisors = divisors + first * (positions + 1)
+    divisor = tl.load(row_divisors + counted + 1)
+    end_divisor = tl.load(row_divisors + counted) if COUNTS_PROMPT else divisor
+    best_divisor = divisor
+    if EARLY_STOPPING == "never":
+        best_divisor = tl.maximum(divisor, tl.load(row_divisors + counted - generated + limit))
+
+    rank = count_larger(sort_keys(score, i))
+    open_keys = sort_keys(tl.where(ended, IMPOSSIBLE, score), rank)
+    next_row = count_larger(tl.where(rank < CANDIDATES, open_keys, EMPTY))
+    goes_on = next_row < BEAMS
+
+    exact = score.to(tl.float64)
+    finishes = (ended if COUNTS_PROMPT else tl.where(at_limit, True, ended)) & (rank < tl.where(was_done, 0, BEAMS))
+    worst = merge(
+        beams, columns, finished_score, exact / end_divisor, finishes, rank, logprob, token, parent, length,
+        BEAMS, ROWS, WIDTH,
+    )  # fmt: skip
+    leads = (rank if COUNTS_PROMPT else next_row) == 0
+    best_score = tl.sum(tl.where(leads, score, 0.0))
+    done = was_done | done_by_rules(worst, best_score, best_divisor, EARLY_STOPPING)
+    if COUNTS_PROMPT:  # noqa: SIM102
+        if at_limit & ~done:
+            # those that would go on are finished too
+            tl.debug_barrier()
+            columns, finished_score = load_finished(beams, BEAMS, ROWS)
+            merge(
+                beams, columns, finished_score, exact / divisor, goes_on, next_row, logprob, token, parent, length,
+                BEAMS, ROWS, WIDTH,
+            )  # fmt: skip
+    done |= at_limit
+    tl.store(finished + first + row, done, mask=row < BEAMS)
+    tl.store(step_output + first * 2, done.to(tl.int32))
+    best_logprob = tl.load(logprobs + prompt * BEAMS * COUNT)
+    tl.store(step_output + first * 2 + 1, best_logprob.to(tl.int32, bitcast=True))
+
+    new = first + next_row
+    tl.store(running_scores + new, score, mask=goes_on)
+    tl.store(row_tokens + new, token, mask=goes_on)
+    store_choice(history + (new * positions + length) * 3, logprob, token, parent, goes_on)
+    parents = tl.sum(tl.where(next_row[:, None] == row[None, :], parent[:, None], 0), 0)
+    follow(slot_table + first * positions, parents, begin, length, positions, BEAMS, ROWS, BLOCK)
+    if READS_IDS:
+        follow(ids + first * positions, parents, begin, length, positions, BEAMS, ROWS, BLOCK)
+    tl.store(ids + new * positions + length, token, mask=goes_on)
+
+
+def launch_beam_step(search: BeamSearch, scores: Tensor, logprobs: Tensor, tokens: Tensor, rows: Tensor) -> None:
+    # scores, logprobs, tokens: [n, count], rows: [n]
+    state, beams, count = search.state, search.beams, scores.shape[1]
+    width, row_block = triton.next_power_of_2(beams * count), triton.next_power_of_2(beams)
+    beam_step_kernel[(len(rows) // beams,)](
+        scores, logprobs, tokens, rows, state.end_tokens, state.divisors, state.lengths, state.prompt_lengths,
+        state.limits, state.running_scores, state.finished_beams, state.history, state.step_output, state.finished,
+        state.tokens, state.ids, state.slot_table, state.positions,
+        BEAMS=beams, COUNT=count, CANDIDATES=search.candidates, ENDS=search.ends, MAX_ENDS=state.end_tokens.shape[1],
+        COUNTS_PROMPT=search.counts_prompt, EARLY_STOPPING=search.early_stopping, READS_IDS=search.lm_head.reads_ids,
+        ROWS=row_block, WIDTH=width, BLOCK=MOVED // row_block, **launch_options(scores.device, max(1, width // 32)),
+    )  # fmt: skip

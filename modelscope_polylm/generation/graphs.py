@@ -1,104 +1,58 @@
-"""What a GPU replays as CUDA graphs: a session's step, and the prefill of a short prompt."""
+"""Work that a GPU replays as CUDA graphs: the host launches one thing where it would launch hundreds."""
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
 
 import torch
-from torch import Tensor
 
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.runner import Session
-from modelscope_polylm.generation.sampling import TokenSearch
-from modelscope_polylm.generation.state import Rows
-from modelscope_polylm.network.gpt2 import Decoder
-from modelscope_polylm.network.kv_cache import SCRATCH_SLOT, KVCache
-
-SHORT_PROMPTS = (64, 256)
-"""Tokens of the captured prefills; a GPU runs so many in less time than the host needs to launch their kernels."""
+MAX_GRAPHS = 64
+"""At most so many are kept; the one that was not used for longest goes first."""
 
 _capture_lock = threading.Lock()
 
 
-class CapturedSession(Session):
-    """Captures its step once and replays it for any prompt, length and option value.
+class GraphCache:
+    """Runs pieces of work as they are the first time, captures them the second time, and replays them from then on.
 
-    It runs the first step as it is, which compiles kernels and sets up libraries, and captures the second.
+    The first run compiles kernels and sets up libraries. A piece of work reads and writes the same memory each time.
+    On a CPU everything runs as it is. All graphs share their temporary memory, so what they leave for later must be
+    written to tensors that exist outside of them.
+
+    Args:
+        device: where the work runs.
     """
 
-    _graph: torch.cuda.CUDAGraph | None = None
-    _warm = False
+    def __init__(self, device: torch.device):
+        self._captures = device.type == "cuda"
+        self._warm: set[Hashable] = set()
+        # the one used last stands last
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
-    def __init__(self, short_prefills: ShortPrefills, options: GenerationOptions, rows: Rows, vocab_limit: int):
-        super().__init__(short_prefills.decoder, options, rows, short_prefills.cache, vocab_limit)
-        self._short_prefills = short_prefills
+    def __len__(self) -> int:
+        return len(self._graphs)
 
-    def step(self) -> None:
-        """Run the current tokens and choose those that follow, without the host waiting for anything."""
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._warm:
-            graph, steps = torch.cuda.CUDAGraph(), self.search.steps
-            if isinstance(steps, TokenSearch) and steps.sampler is not None:
-                graph.register_generator_state(steps.sampler.generator)
-            _capture(graph, super().step)
-            self._graph = graph
-            graph.replay()
-        else:
-            super().step()
-            self._warm = True
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Run a piece of work; equal keys are the same work on the same memory."""
+        if not self._captures or key not in self._warm:
+            work()
+            self._warm.add(key)
+            return
+        graph = self._graphs.pop(key, None) or self._captured(work)
+        self._graphs[key] = graph
+        if len(self._graphs) > MAX_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        graph.replay()
 
-    def _run_prompts(self, tokens: Tensor, slots: Tensor, lengths: Tensor) -> Tensor:
-        hidden = self._short_prefills.run(tokens, slots, lengths)
-        return super()._run_prompts(tokens, slots, lengths) if hidden is None else hidden
+    def clear(self) -> None:
+        """Drop all graphs, because memory that they use was moved."""
+        self._graphs.clear()
 
-
-class ShortPrefills:
-    """Replays the prefill of a short prompt into a cache; all of SHORT_PROMPTS are captured at the first call."""
-
-    def __init__(self, decoder: Decoder, cache: KVCache):
-        self.decoder, self.cache = decoder, cache
-
-    def run(self, tokens: Tensor, slots: Tensor, lengths: Tensor) -> Tensor | None:
-        """As `Decoder.prefill`; None where it has none for these prompts."""
-        # tokens, slots: [prompts, length], lengths: [prompts] -> [prompts, width]
-        prompts, length = tokens.shape
-        fitting = (prefill for longest, prefill in self._prefills.items() if prompts == 1 and length <= longest)
-        prefill = next(fitting, None)
-        return None if prefill is None else prefill.run(tokens, slots, lengths)
-
-    @functools.cached_property
-    def _prefills(self) -> dict[int, _CapturedPrefill]:
-        known = (longest for longest in SHORT_PROMPTS if longest <= self.decoder.config.max_positions)
-        return {longest: _CapturedPrefill(self.decoder, self.cache, longest) for longest in known}
-
-
-class _CapturedPrefill:
-    """Prefill of one prompt, padded to `longest` tokens."""
-
-    def __init__(self, decoder: Decoder, cache: KVCache, longest: int):
-        self._tokens = torch.zeros(1, longest, dtype=torch.int64, device=decoder.device)
-        self._slots = torch.full_like(self._tokens, SCRATCH_SLOT)
-        self._lengths = torch.ones(1, dtype=torch.int32, device=decoder.device)
-        self._graph = torch.cuda.CUDAGraph()
-        prefill = functools.partial(decoder.prefill, self._tokens, self._slots, cache, self._lengths)
-        prefill()
-        self._hidden: Tensor = _capture(self._graph, prefill)
-
-    def run(self, tokens: Tensor, slots: Tensor, lengths: Tensor) -> Tensor:
-        # tokens, slots: [1, length], lengths: [1] -> [1, width], until the next call
-        length = tokens.shape[1]
-        self._slots.fill_(SCRATCH_SLOT)
-        self._tokens[:, :length], self._slots[:, :length] = tokens, slots
-        self._lengths.copy_(lengths)
-        self._graph.replay()
-        return self._hidden
-
-
-def _capture(graph: torch.cuda.CUDAGraph, work: Callable[[], Any]) -> Any:
-    # other threads may allocate while this one captures
-    with _capture_lock, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        return work()
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # other threads may allocate while this one captures
+        with _capture_lock, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            work()
+        return graph

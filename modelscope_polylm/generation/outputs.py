@@ -1,25 +1,19 @@
-"""What the host sees of a running batch: it collects tokens, ends answers, and makes the final answers."""
+"""What comes out of a request: new tokens as deltas, and completions at its end."""
 
 from __future__ import annotations
 
 import dataclasses
+import queue
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from modelscope_polylm.generation.beam import LOGPROB, PARENT, POSITION, SCORE, BeamSearch
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Request, Rows
+from modelscope_polylm.generation.requests import Request
+from modelscope_polylm.generation.state import LOGPROB, PARENT, POSITION, SCORE
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
-Update = list[list[int]]
-StopTest = Callable[[int], bool]
-"""Takes the next token id of one answer; says whether a stop string is complete."""
-
 
 @dataclasses.dataclass
-class Answer:
+class Completion:
     """One finished answer.
 
     Attributes:
@@ -37,137 +31,189 @@ class Answer:
     end_token: int | None = None
 
 
-class TokenCollector:
-    """Collects the tokens of greedy search and sampling, row by row.
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What is new and final of one request.
 
-    Args:
-        requests: the batch.
-        group: rows for each request.
-        options: end tokens, and what to report.
-        new_stop_test: makes a `StopTest` for a request; None if no stop strings were given.
+    Attributes:
+        request: its index among those that were submitted together.
+        ids: new token ids of its best answer. Where it is not known before the end which one that is (several answers,
+            beam search), all come with the last delta.
+        finish_reason: of the best answer, on the last delta of a request; None before.
+        completions: the answers, best first, on the last delta; None before.
     """
 
-    def __init__(
-        self,
-        requests: Sequence[Request],
-        group: int,
-        options: GenerationOptions,
-        new_stop_test: Callable[[Request], StopTest] | None,
-    ):
-        self._requests, self._group, self._options = requests, group, options
-        self._ends = set(options.end_tokens)
-        rows = [request for request in requests for _ in range(group)]
-        self._limits = [request.limit for request in rows]
-        self._stop_tests = [new_stop_test(request) for request in rows] if new_stop_test else None
-        self._answers = [Answer([]) for _ in rows]
-        self._open = set(range(len(rows)))
+    request: int
+    ids: list[int]
+    finish_reason: str | None = None
+    completions: list[Completion] | None = None
+
+
+Deliver = Callable[[Delta | BaseException], None]
+"""Takes each delta, or the error that ends all requests that were submitted together; it must return at once."""
+
+
+class DeltaStream:
+    """Reads the deltas of requests that were submitted together. Closing or dropping it cancels what has not ended.
+
+    Args:
+        requests: how many.
+        cancel: called when the reader goes away before the end.
+    """
+
+    def __init__(self, requests: int, cancel: Callable[[], None]) -> None:
+        self._items: queue.SimpleQueue[Delta | BaseException] = queue.SimpleQueue()
+        self._open = requests
+        self._cancel = cancel
+
+    @property
+    def deliver(self) -> Deliver:
+        """Hands over deltas; it does not keep the stream alive."""
+        return self._items.put
+
+    def __iter__(self) -> DeltaStream:
+        return self
+
+    def __next__(self) -> Delta:
+        """The next delta; waits for it. Raises what ended the requests."""
+        if not self._open:
+            raise StopIteration
+        try:
+            item = self._items.get()
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
+        if isinstance(item, BaseException):
+            self._open = 0
+            raise item
+        if item.completions is not None:
+            self._open -= 1
+        return item
+
+    def completions(self) -> list[list[Completion]]:
+        """Wait for the end; the answers of each request, best first."""
+        found: dict[int, list[Completion]] = {}
+        for delta in self:
+            if delta.completions is not None:
+                found[delta.request] = delta.completions
+        return [found[index] for index in sorted(found)]
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        if self._open:
+            self._open = 0
+            self._cancel()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class StopStrings:
+    """Says when an answer's text contains a stop string (transformers' StopStringCriteria, on the text itself).
+
+    Args:
+        tokenizer: makes the text.
+        prompt: what the answer follows.
+        texts: the stop strings.
+    """
+
+    def __init__(self, tokenizer: PolyLMTokenizer, prompt: Sequence[int], texts: Sequence[str]) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt)
+        self._texts, self._longest = texts, max(map(len, texts))
+        self._tail = ""
+
+    def push(self, token: int) -> bool:
+        """Take the next token; whether one of the texts is complete."""
+        self._tail += self._detokenizer.push([token])
+        found = any(text in self._tail for text in self._texts)
+        self._tail = self._tail[max(len(self._tail) - self._longest + 1, 0) :]
+        return found
+
+
+class TokenCollector:
+    """Collects the tokens of one request's answers, row by row; the way of greedy search and sampling.
+
+    Args:
+        request: the request.
+        tokenizer: reads the text for stop strings.
+    """
+
+    def __init__(self, request: Request, tokenizer: PolyLMTokenizer) -> None:
+        self._request, self._tokenizer = request, tokenizer
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again without any token."""
+        count, texts = self._request.options.num_return_sequences, self._request.options.stop_texts
+        self._completions = [Completion([], logprobs=[]) for _ in range(count)]
+        self._stops = [StopStrings(self._tokenizer, self._request.prompt, texts) for _ in range(count)] if texts else []
+        self._open = set(range(count))
 
     @property
     def finished(self) -> bool:
-        """Whether every row has ended."""
+        """Whether every answer has ended."""
         return not self._open
 
-    def collect(self, report: Tensor) -> Update:
-        """Take the tokens of one step, [rows] int64 on the host; returns the new tokens of each request's first row."""
-        update: Update = [[] for _ in self._requests]
-        tokens = report.tolist()
-        for row in sorted(self._open):
-            if self.take(row, tokens[row]) and row % self._group == 0:
-                update[row // self._group].append(tokens[row])
-        return update
-
     def is_open(self, row: int) -> bool:
-        """Whether a row may still take tokens."""
+        """Whether an answer may still take tokens."""
         return row in self._open
 
-    def take(self, row: int, token: int) -> bool:
-        """Take the next token of an open row; says whether it is part of the answer, which an end token is not."""
-        answer = self._answers[row]
-        if token in self._ends:
-            answer.end_token = token
-            self._end(row, "eos")
+    def ids(self, row: int) -> list[int]:
+        """The tokens of an answer so far."""
+        return self._completions[row].ids
+
+    def take(self, row: int, token: int, logprob: float | None = None) -> bool:
+        """Take the next token of an open row; whether it is part of the answer, which an end token is not."""
+        completion = self._completions[row]
+        if token in self._request.options.end_tokens:
+            completion.end_token = token
+            self.end(row, "eos")
             return False
-        answer.ids.append(token)
-        if self._stop_tests is not None and self._stop_tests[row](token):
-            self._end(row, "stop")
-        elif len(answer.ids) >= self._limits[row]:
-            self._end(row, "length")
+        completion.ids.append(token)
+        if logprob is not None and completion.logprobs is not None:
+            completion.logprobs.append(logprob)
+        if self._stops and self._stops[row].push(token):
+            self.end(row, "stop")
+        elif len(completion.ids) >= self._request.max_new_tokens:
+            self.end(row, "length")
         return True
 
-    def _end(self, row: int, reason: str) -> None:
-        self._answers[row].finish_reason = reason
+    def end(self, row: int, reason: str) -> None:
+        """End an answer."""
+        self._completions[row].finish_reason = reason
         self._open.discard(row)
 
-    def unscored(self) -> list[list[Answer]]:
-        """The answers of each request in the order of their rows; what has not ended was stopped from outside."""
-        for row in sorted(self._open):
-            self._end(row, "stop")
-        return [self._answers[first : first + self._group] for first in range(0, len(self._answers), self._group)]
-
-    def answers(self, rows: Rows) -> list[list[Answer]]:
-        """The answers of each request, those with the highest sum of log-probabilities first."""
-        logprobs = rows.logprobs.cpu()
-        for row, answer in enumerate(self._answers):
-            start = len(self._requests[row // self._group].prompt)
-            values = logprobs[row, start : start + len(answer.ids)].tolist()
-            answer.score = sum(values)
-            answer.logprobs = values if self._options.output_logprobs else None
-        return [sorted(group, key=lambda answer: -(answer.score or 0.0)) for group in self.unscored()]
+    def completions(self) -> list[Completion]:
+        """The answers, those with the highest sum of log-probabilities first where these are known."""
+        for completion in self._completions:
+            if completion.logprobs is not None and len(completion.logprobs) == len(completion.ids):
+                completion.score = sum(completion.logprobs)
+            if not self._request.options.output_logprobs:
+                completion.logprobs = None
+        return sorted(self._completions, key=lambda completion: -(completion.score or 0.0))
 
 
-class BeamCollector:
-    """Waits for beam search and reads the finished beams once."""
+def beam_completions(
+    request: Request, finished: list[list[float]], history: list[list[list[float]]]
+) -> list[Completion]:
+    """The best beams of a request, as many as it asks for.
 
-    def __init__(self, requests: Sequence[Request], search: BeamSearch, options: GenerationOptions):
-        self._requests, self._search, self._options = requests, search, options
-        self.finished = False
-
-    def collect(self, report: Tensor) -> Update:
-        """Take [prompts] bool, which prompts are done; beam search has nothing final to show before the end."""
-        self.finished = bool(report.all())
-        return [[] for _ in self._requests]
-
-    def answers(self, rows: Rows) -> list[list[Answer]]:
-        """The best `num_return_sequences` beams of each request."""
-        finished = self._search.finished.tolist()
-        longest = 1 + max(int(beam[POSITION]) for beams in finished for beam in beams)
-        history = self._search.history[:, :longest].tolist()
-        wanted = self._options.num_return_sequences
-        return [
-            [self._answer(len(request.prompt), beam, history[index]) for beam in finished[index][:wanted]]
-            for index, request in enumerate(self._requests)
-        ]
-
-    def _answer(self, start: int, last: list[float], history: list[list[list[float]]]) -> Answer:
-        """Walk back from a finished beam's last continuation to its prompt."""
-        steps = [last[LOGPROB : PARENT + 1]]
-        for position in range(int(last[POSITION]) - 1, start - 1, -1):
-            row = int(steps[-1][PARENT - LOGPROB])
-            steps.append(history[position][row % self._search.beams])
-        ids = [int(token) for _, token, _ in reversed(steps)]
-        logprobs = [logprob for logprob, _, _ in reversed(steps)]
-        end = ids.pop() if ids[-1] in self._options.end_tokens else None
-        values = logprobs[: len(ids)] if self._options.output_logprobs else None
-        return Answer(ids, last[SCORE], values, "length" if end is None else "eos", end)
+    Args:
+        request: the request.
+        finished: the finished beams' last continuations (see `generation.state`), best first.
+        history: [beams][positions] of log-probability, token and parent beam of every choice.
+    """
+    wanted = request.options.num_return_sequences
+    return [_beam_completion(request, last, history) for last in finished[:wanted]]
 
 
-def stop_test_factory(tokenizer: PolyLMTokenizer, texts: Sequence[str]) -> Callable[[Request], StopTest] | None:
-    """Makes a fresh test for each answer; None if there are no stop strings."""
-    if not texts:
-        return None
-    longest = max(len(text) for text in texts)
-
-    def new_test(request: Request) -> StopTest:
-        detokenizer = IncrementalDetokenizer(tokenizer, request.prompt)
-        tail = ""
-
-        def test(token: int) -> bool:
-            nonlocal tail
-            tail += detokenizer.push([token])
-            found = any(text in tail for text in texts)
-            tail = tail[max(len(tail) - longest + 1, 0) :]
-            return found
-
-        return test
-
-    return new_test
+def _beam_completion(request: Request, last: list[float], history: list[list[list[float]]]) -> Completion:
+    # walk back from the last continuation to the prompt
+    steps = [last[LOGPROB : PARENT + 1]]
+    for position in range(int(last[POSITION]) - 1, len(request.prompt) - 1, -1):
+        steps.append(history[int(steps[-1][PARENT - LOGPROB])][position])
+    ids = [int(token) for _, token, _ in reversed(steps)]
+    logprobs = [logprob for logprob, _, _ in reversed(steps)]
+    end = ids.pop() if ids[-1] in request.options.end_tokens else None
+    values = logprobs[: len(ids)] if request.options.output_logprobs else None
+    return Completion(ids, last[SCORE], values, "length" if end is None else "eos", end)

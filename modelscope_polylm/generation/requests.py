@@ -1,19 +1,50 @@
-"""Checks prompts against options and context, before any of them reaches a model."""
+"""Requests: one prompt each, with its own options, checked before any of them reaches a model."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Request
 from modelscope_polylm.network.config import PolyLMConfig
+
+MAX_END_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt, its options, and how far it may grow.
+
+    Attributes:
+        prompt: its token ids, at least one.
+        max_new_tokens: most tokens to add, at least 1.
+        min_new_tokens: fewest tokens to add before an end token is allowed.
+        options: checked options; max_new_tokens and min_new_tokens follow from them and the prompt's length.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    options: GenerationOptions = dataclasses.field(default_factory=GenerationOptions)
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows of a batch that it takes: its beams, or its samples."""
+        return self.options.num_beams if self.options.num_beams > 1 else self.options.num_return_sequences
 
 
 def checked_requests(
-    prompts: Sequence[Sequence[int]], options: GenerationOptions, config: PolyLMConfig
+    prompts: Sequence[Sequence[int]],
+    options: GenerationOptions | Sequence[GenerationOptions],
+    config: PolyLMConfig,
 ) -> list[Request]:
-    """The prompts with their lengths.
+    """Make a request of each prompt.
+
+    Args:
+        prompts: token ids, one list for each prompt.
+        options: for all prompts, or one for each.
+        config: bounds ids and lengths.
 
     Raises:
         InputError: no prompts, an empty one, one with an id outside the vocabulary, or one that leaves no room.
@@ -21,8 +52,13 @@ def checked_requests(
     """
     if not prompts:
         raise InputError("There is no prompt: give at least one.")
-    _check_tokens(options, config.vocab_size)
-    return [_checked_request(index, prompt, options, config) for index, prompt in enumerate(prompts)]
+    each = [options] * len(prompts) if isinstance(options, GenerationOptions) else options
+    for distinct in {id(value): value for value in each}.values():
+        _check_tokens(distinct, config.vocab_size)
+    return [
+        _checked_request(index, prompt, own, config)
+        for index, (prompt, own) in enumerate(zip(prompts, each, strict=True))
+    ]
 
 
 def _check_tokens(options: GenerationOptions, vocab_size: int) -> None:
@@ -34,6 +70,10 @@ def _check_tokens(options: GenerationOptions, vocab_size: int) -> None:
             raise OptionError(
                 f"{name} holds {outside[0]}, which is not an id of the network: give 0..{vocab_size - 1}."
             )
+    if len(options.end_tokens) > MAX_END_TOKENS:
+        raise OptionError(
+            f"eos_token_id names {len(options.end_tokens)} end tokens, but {MAX_END_TOKENS} are the most: give fewer."
+        )
 
 
 def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptions, config: PolyLMConfig) -> Request:
@@ -51,7 +91,7 @@ def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptio
             f"Prompt {index} may get at most {limit} new tokens, but min_length or min_new_tokens asks for {minimum}: "
             "raise max_new_tokens or lower the minimum."
         )
-    return Request(prompt, limit, minimum)
+    return Request(prompt, limit, minimum, options)
 
 
 def _check_room(index: int, length: int, limit: int, options: GenerationOptions, config: PolyLMConfig) -> None:

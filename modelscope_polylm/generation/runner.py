@@ -1,77 +1,260 @@
-"""One batch on the device: prefill, then one decode step at a time, network and search together."""
+"""Runs the network and the choice of tokens on the device: prefill of newcomers, and one decode step of all rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.search import Search
-from modelscope_polylm.generation.state import Request, Rows
-from modelscope_polylm.network.gpt2 import Decoder
+from modelscope_polylm.generation.graphs import GraphCache
+from modelscope_polylm.generation.sampling import row_seed
+from modelscope_polylm.generation.scheduler import ActiveRequest, Extension
+from modelscope_polylm.generation.slots import slot_count
+from modelscope_polylm.generation.state import BatchState, NewRow
+from modelscope_polylm.generation.strategies import Strategy, StrategyKey
+from modelscope_polylm.network.gpt2 import TILE, Decoder, prefill_tiles
 from modelscope_polylm.network.kv_cache import KVCache
 
-PREFILL_TOKENS = 8192
-"""Prompts are run in chunks of about this many tokens, padding included: it bounds the memory of activations."""
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+"""Rows that a captured step can have; a step runs in the smallest that holds its rows."""
+SHORT_PREFILLS = (64, 256)
+"""Tokens of the captured prefills; a GPU runs so many in less time than the host needs to launch their kernels."""
+SHORT_SEGMENTS = 8
+"""Most prompts of a captured prefill."""
+MAX_GROUP = 16
+"""Rows that can read their prompt's keys together; rows of a larger group read them each on its own."""
 
 
-class Session:
-    """Buffers for `rows` and a search over them; one call at a time.
+@dataclasses.dataclass(frozen=True)
+class Launched:
+    """A step that is on its way.
+
+    Attributes:
+        requests: whose rows it has, each with its rows at that time.
+        output: [rows, 2] int32 on the host, see `BatchState.step_output`; complete after `wait`.
+    """
+
+    requests: list[tuple[ActiveRequest, list[int]]]
+    output: Tensor
+    event: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        """Wait until the device has done the step."""
+        if self.event is not None:
+            self.event.synchronize()
+
+
+class Runner:
+    """One decoder with the state and the cache of a running batch.
 
     Args:
         decoder: the network.
-        options: decide the shape of the search; every call's options must have the same `SearchShape`.
-        rows: the batch's buffers.
-        cache: enough slots for the batch.
+        max_rows: rows that may run together.
         vocab_limit: ids at or above it are never generated.
+        pages: pages of the cache at first.
     """
 
-    def __init__(self, decoder: Decoder, options: GenerationOptions, rows: Rows, cache: KVCache, vocab_limit: int):
-        self.decoder, self.rows, self.cache = decoder, rows, cache
-        self.search = Search(options, rows, decoder.embedding, vocab_limit)
+    def __init__(self, decoder: Decoder, max_rows: int, vocab_limit: int, pages: int):
+        self.decoder, self._vocab_limit = decoder, vocab_limit
+        config, device = decoder.config, decoder.device
+        self.state = BatchState(max_rows, config.max_positions, device)
+        self.cache = KVCache(config, slot_count(pages), device, decoder.dtype)
+        self.graphs = GraphCache(device)
+        self._strategies: dict[StrategyKey, Strategy] = {}
+        self._hidden = torch.zeros(ROW_BUCKETS[-1], config.hidden_size, dtype=decoder.dtype, device=device)
+        # what captured work reads: fixed memory, filled anew before it is replayed
+        self._inputs: dict[object, tuple[Tensor, ...]] = {}
+        self._sent_rows: dict[object, list[tuple[int, int]]] = {}
+        self._plan: tuple[list[tuple[ActiveRequest, list[int]]], _Plan] | None = None
 
-    def begin(self, requests: Sequence[Request], options: GenerationOptions) -> None:
-        """Prefill the prompts and choose the first tokens."""
-        self.rows.begin(requests)
-        self.search.begin(options)
-        size = (self.rows.prompts, self.decoder.config.hidden_size)
-        hidden = torch.zeros(size, dtype=self.decoder.dtype, device=self.decoder.device)
-        for first, chunk in prefill_chunks(requests):
-            hidden[first : first + len(chunk)] = self._prefill(first, chunk)
-        self.search.steps.select(hidden.repeat_interleave(self.rows.group, dim=0))
+    def grow(self, pages: int) -> None:
+        """Make room for more pages; what is cached stays."""
+        self.graphs.clear()
+        self.cache.grow(slot_count(pages))
 
-    def _prefill(self, first: int, requests: Sequence[Request]) -> Tensor:
-        # -> [requests, width], the last hidden state of each prompt
-        group = self.rows.group
-        longest = max(len(request.prompt) for request in requests)
-        rows = slice(first * group, (first + len(requests)) * group, group)
-        # what stands behind a shorter prompt's end goes to slots of its answer, which are written again before they
-        # are read, or to the scratch slot
-        slots = self.rows.slot_table[rows, :longest].long()
-        return self._run_prompts(self.rows.ids[rows, :longest], slots, self.rows.prompt_lengths[rows])
+    def prefill(self, admitted: Sequence[ActiveRequest]) -> Launched:
+        """Run the prompts of requests that begin, and choose their first tokens."""
+        self._begin_rows(admitted)
+        tokens = [active.ids[active.cached :] for active in admitted]
+        self._run_prompts(admitted, tokens)
+        plan = _Plan.of(admitted, lambda index, row: index)
+        return self._select(admitted, plan)
 
-    def _run_prompts(self, tokens: Tensor, slots: Tensor, lengths: Tensor) -> Tensor:
-        # tokens, slots: [prompts, length], lengths: [prompts] -> [prompts, width]
-        return self.decoder.prefill(tokens, slots, self.cache, lengths)
+    def step(self, active: Sequence[ActiveRequest]) -> Launched:
+        """Run the current token of every row of these requests, and choose those that follow."""
+        members = [(each, each.rows) for each in active]
+        if self._plan is None or self._plan[0] != members:
+            self._plan = (members, _Plan.of(active, lambda index, row: row))
+            self._send_rows(self._plan[1])
+        plan = self._plan[1]
+        rows, groups = self._inputs["rows", plan.bucket(self.state.device)]
+        self.graphs.run(("step", len(rows)), lambda: self._decode(rows, groups))
+        return self._select(active, plan)
 
-    def step(self) -> None:
-        """Run the current tokens and choose those that follow."""
-        rows = self.rows
-        hidden = self.decoder.decode(
-            rows.tokens, rows.lengths, rows.slot_table, rows.prompt_lengths, rows.group, self.cache
+    def extend(self, extensions: Sequence[Extension]) -> None:
+        """Give rows the slots of further positions."""
+        for length in {len(extension.slots) for extension in extensions}:
+            same = [extension for extension in extensions if len(extension.slots) == length]
+            self.state.extend_slots(
+                [extension.row for extension in same],
+                [extension.position for extension in same],
+                [extension.slots for extension in same],
+            )
+
+    def read_beams(self, rows: Sequence[int], length: int) -> tuple[list[list[float]], list[list[list[float]]]]:
+        """The finished beams of a group, and what its beams chose at the first `length` positions."""
+        group = slice(rows[0], rows[-1] + 1)
+        return self.state.finished_beams[group].tolist(), self.state.history[group, :length].tolist()
+
+    def _begin_rows(self, admitted: Sequence[ActiveRequest]) -> None:
+        rows = [row for active in admitted for row in active.rows]
+        new = [
+            NewRow(
+                active.ids, len(active.request.prompt), active.request.max_new_tokens, active.request.min_new_tokens,
+                active.request.options, row_seed(active.seed, sample),
+            )
+            for active in admitted for sample in range(len(active.rows))
+        ]  # fmt: skip
+        self.state.begin(rows, new, [slots for active in admitted for slots in active.row_slots()])
+        beams = [active for active in admitted if active.key.beams is not None]
+        if beams:
+            penalties = [active.request.options.length_penalty for active in beams]
+            self.state.begin_beams([active.rows for active in beams], penalties)
+        for active in admitted:
+            self._strategy(active.key).begin(active.rows, active.request.options)
+
+    def _run_prompts(self, admitted: Sequence[ActiveRequest], tokens: Sequence[Sequence[int]]) -> None:
+        segments = [(active.rows[0], active.cached, len(own)) for active, own in zip(admitted, tokens, strict=True)]
+        positions = [torch.arange(position, position + count) for _, position, count in segments]
+        ends = torch.tensor([count for *_, count in segments]).cumsum(0)
+        packed = torch.tensor([token for own in tokens for token in own])
+        given = (packed, torch.cat(positions), prefill_tiles(segments), ends - 1)
+        size = next((size for size in SHORT_PREFILLS if len(packed) <= size), None)
+        if self.state.device.type != "cuda" or size is None or len(segments) > SHORT_SEGMENTS:
+            self._hidden[: len(segments)] = self._prefill(*(self._sent(part) for part in given))
+            return
+        self._run_short_prompts(size, given)
+
+    def _run_short_prompts(self, size: int, given: tuple[Tensor, ...]) -> None:
+        if ("prefill", size) not in self._inputs:
+            tiles = size // TILE + SHORT_SEGMENTS
+            shapes = ((size,), (size,), (tiles, 4), (SHORT_SEGMENTS,))
+            dtypes = (torch.int64, torch.int64, torch.int32, torch.int64)
+            self._inputs["prefill", size] = tuple(
+                torch.zeros(shape, dtype=dtype, device=self.state.device)
+                for shape, dtype in zip(shapes, dtypes, strict=True)
+            )
+        inputs = self._inputs["prefill", size]
+        inputs[2].zero_()
+        for target, part in zip(inputs, given, strict=True):
+            target[: len(part)] = self._sent(part)
+
+        def work() -> None:
+            self._hidden[:SHORT_SEGMENTS] = self._prefill(*inputs)
+
+        self.graphs.run(("prefill", size), work)
+
+    def _prefill(self, tokens: Tensor, positions: Tensor, tiles: Tensor, last: Tensor) -> Tensor:
+        # tokens, positions: [total], tiles: [m, 4], last: [k] -> [k, hidden_size]
+        return self.decoder.prefill(tokens, positions, tiles, self.state.slot_table, self.cache, last)
+
+    def _decode(self, rows: Tensor, groups: Tensor) -> None:
+        # rows: [n], groups: [n, 2]
+        state = self.state
+        self._hidden[: len(rows)] = self.decoder.decode(
+            rows, groups, state.tokens, state.lengths, state.prompt_lengths, state.slot_table, self.cache
         )
-        rows.advance()
-        self.search.steps.select(hidden)
+        state.advance(rows)
+
+    def _select(self, active: Sequence[ActiveRequest], plan: _Plan) -> Launched:
+        for key, chosen in plan.by_key.items():
+            self._select_with(key, chosen)
+        for each in active:
+            each.steps += 1
+        output = self.state.step_output
+        if not output.is_cuda:
+            return Launched([(each, each.rows) for each in active], output.clone(), None)
+        copy = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
+        copy.copy_(output, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return Launched([(each, each.rows) for each in active], copy, event)
+
+    def _select_with(self, key: StrategyKey, chosen: list[tuple[int, int]]) -> None:
+        # chosen: index of the hidden state and row, of each row
+        strategy = self._strategy(key)
+        group = key.beams or 1
+        size = min(_bucket(len(chosen) // group, self.state.device), ROW_BUCKETS[-1] // group) * group
+        padding = [(0, self.state.scratch_row + index % group) for index in range(size - len(chosen))]
+        if self.state.device.type != "cuda":
+            indices, rows = torch.tensor([*chosen, *padding]).unbind(1)
+            strategy.select(self._hidden[indices], rows.contiguous())
+            return
+        if (key, size) not in self._inputs:
+            self._inputs[key, size] = (torch.zeros(2, size, dtype=torch.int64, device=self.state.device),)
+        (sent,) = self._inputs[key, size]
+        if self._sent_rows.get((key, size)) != chosen:
+            sent.copy_(self._sent(torch.tensor([*chosen, *padding]).t().contiguous()))
+            self._sent_rows[key, size] = chosen
+        self.graphs.run((key, size), lambda: strategy.select(self._hidden[sent[0]], sent[1]))
+
+    def _send_rows(self, plan: _Plan) -> None:
+        size = plan.bucket(self.state.device)
+        rows = [*plan.rows, *([self.state.scratch_row] * (size - len(plan.rows)))]
+        groups = [*plan.groups, *([(0, 0)] * (size - len(plan.groups)))]
+        if ("rows", size) not in self._inputs:
+            device = self.state.device
+            self._inputs["rows", size] = (
+                torch.zeros(size, dtype=torch.int64, device=device),
+                torch.zeros(size, 2, dtype=torch.int32, device=device),
+            )
+        sent_rows, sent_groups = self._inputs["rows", size]
+        sent_rows.copy_(self._sent(torch.tensor(rows)))
+        sent_groups.copy_(self._sent(torch.tensor(groups, dtype=torch.int32)))
+
+    def _strategy(self, key: StrategyKey) -> Strategy:
+        if key not in self._strategies:
+            self._strategies[key] = Strategy(key, self.state, self.decoder.embedding, self._vocab_limit)
+        return self._strategies[key]
+
+    def _sent(self, values: Tensor) -> Tensor:
+        device = self.state.device
+        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
-def prefill_chunks(requests: Sequence[Request]) -> Iterator[tuple[int, Sequence[Request]]]:
-    """Runs of consecutive requests of at most PREFILL_TOKENS padded tokens, with the index of the first."""
-    first, longest = 0, 0
-    for index, request in enumerate(requests):
-        longest = max(longest, len(request.prompt))
-        if index > first and longest * (index + 1 - first) > PREFILL_TOKENS:
-            yield first, requests[first:index]
-            first, longest = index, len(request.prompt)
-    yield first, requests[first:]
+@dataclasses.dataclass
+class _Plan:
+    """Which rows a step has.
+
+    Attributes:
+        rows: of the batch, in the order in which the step runs them.
+        groups: index in `rows` of the first row of each group that shares a prompt, and the group's size.
+        by_key: for each strategy, of each of its rows the index of its hidden state and the row.
+    """
+
+    rows: list[int]
+    groups: list[tuple[int, int]]
+    by_key: dict[StrategyKey, list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, active: Sequence[ActiveRequest], hidden_index: Callable[[int, int], int]) -> _Plan:
+        """The plan of some requests; `hidden_index` takes a request's index and a row's in `rows`."""
+        plan = cls([], [], {})
+        for index, each in enumerate(active):
+            first, size = len(plan.rows), len(each.rows)
+            plan.groups += [(first, size)] if size <= MAX_GROUP else [(first + row, 1) for row in range(size)]
+            chosen = plan.by_key.setdefault(each.key, [])
+            chosen += [(hidden_index(index, first + number), row) for number, row in enumerate(each.rows)]
+            plan.rows += each.rows
+        return plan
+
+    def bucket(self, device: torch.device) -> int:
+        """Rows of the step with its padding."""
+        return _bucket(len(self.rows), device)
+
+
+def _bucket(count: int, device: torch.device) -> int:
+    # on a CPU nothing is captured, so nothing is padded
+    return next(size for size in ROW_BUCKETS if size >= count) if device.type == "cuda" else count

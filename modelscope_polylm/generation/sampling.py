@@ -1,148 +1,128 @@
-"""Greedy search and sampling on the device, one token of every row at a time."""
+"""Greedy search and sampling on the device, one token of every row at a time.
+
+Random numbers come from a counter: a row's seed, the position and the token id decide each of them (as in
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011), so a sample does not depend on the rows next to it.
+"""
 
 from __future__ import annotations
-
-import dataclasses
 
 import torch
 from torch import Tensor
 
-from modelscope_polylm.generation.lm_head import OutputLayer, is_one_of, scalar
+from modelscope_polylm.generation.lm_head import LMHead
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Rows
+from modelscope_polylm.generation.state import BatchState
 
 SMALLEST_WIDTH = 64
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+"""Constants of splitmix64, whose output function turns a counter into random bits."""
 
 
-class TokenSearch:
+class TokenSelector:
     """Chooses the next token of every row.
 
     Args:
-        rows: the batch.
-        output: the output layer.
-        end_tokens: [n] int64, tokens that finish a row.
-        pad_token: what finished rows get.
+        state: the batch.
+        lm_head: makes the scores.
         sampler: draws the tokens; None takes the most probable ones.
     """
 
-    def __init__(self, rows: Rows, output: OutputLayer, end_tokens: Tensor, pad_token: Tensor, sampler: Sampler | None):
-        self.rows, self.output, self.sampler = rows, output, sampler
-        self.end_tokens, self.pad_token = end_tokens, pad_token
+    def __init__(self, state: BatchState, lm_head: LMHead, sampler: Sampler | None):
+        self._state, self._lm_head, self._sampler = state, lm_head, sampler
 
-    @property
-    def report(self) -> Tensor:
-        """[rows] int64, what the host has to see of each step: the chosen tokens."""
-        return self.rows.tokens
-
-    def begin(self) -> None:
-        """Nothing to reset: all state is in the rows."""
-
-    def select(self, hidden: Tensor) -> None:
+    def select(self, hidden: Tensor, rows: Tensor) -> None:
         """Choose the tokens that follow, and note which rows are finished."""
-        # hidden: [rows, width]
-        rows = self.rows
-        tokens, logprobs = self._choose(hidden)
-        tokens = torch.where(rows.finished, self.pad_token, tokens)
-        rows.finished |= is_one_of(tokens, self.end_tokens) | (rows.generated() + 1 >= rows.limits)
-        rows.append(tokens, logprobs)
+        # hidden: [n, hidden_size], rows: [n] int64
+        tokens, logprobs = self._choose(hidden, rows)
+        self._state.append(rows, tokens, logprobs)
 
-    def _choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        # hidden: [rows, width] -> [rows] int64, [rows] fp32
-        if self.sampler is None:
-            return self.output.greedy(hidden, self.rows)
-        logits, processed = self.output.logits(hidden, self.rows)
-        tokens = self.sampler.draw(processed)
+    def _choose(self, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        # hidden: [n, hidden_size], rows: [n] -> [n] int64, [n] fp32
+        if self._sampler is None:
+            return self._lm_head.greedy(hidden, self._state, rows)
+        logits, processed = self._lm_head.logits(hidden, self._state, rows)
+        tokens = self._sampler.draw(processed, self._state, rows)
         return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-@dataclasses.dataclass
 class Sampler:
     """Draws from what transformers' warpers leave, in their order: temperature, top_k, top_p, min_p, typical_p.
 
-    Only the `width` best tokens are kept and sorted; None keeps all. The values are device scalars.
+    Args:
+        width: how many of the best tokens are kept and sorted; None keeps all, unsorted, and applies temperature alone.
+        typical: whether any row uses typical_p.
     """
 
-    generator: torch.Generator
-    width: int | None
-    temperature: Tensor
-    top_k: Tensor | None
-    top_p: Tensor | None
-    min_p: Tensor | None
-    typical_p: Tensor | None
+    def __init__(self, width: int | None, typical: bool):
+        self._width, self._typical = width, typical
 
-    @classmethod
-    def create(cls, options: GenerationOptions, vocabulary: int, device: torch.device) -> Sampler:
-        """A sampler for the options' values; `update` gives it others of the same shape."""
-        number = {
-            name: scalar(getattr(options, name), device) if active else None
-            for name, active in warpers(options).items()
-        }
-        width = sampling_width(options, vocabulary)
-        return cls(torch.Generator(device), width, scalar(options.temperature, device), **number)
-
-    def update(self, options: GenerationOptions) -> None:
-        """Take the values and the seed of a new call."""
-        self.temperature.fill_(options.temperature)
-        for name, active in warpers(options).items():
-            if active:
-                getattr(self, name).fill_(getattr(options, name))
-        if options.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(options.seed)
-
-    def draw(self, logits: Tensor) -> Tensor:
-        """One token of each row, [rows] int64."""
-        # logits: [rows, vocabulary]
-        scores, ids = self.candidates(logits)
+    def draw(self, logits: Tensor, state: BatchState, rows: Tensor) -> Tensor:
+        """One token of each row, [n] int64."""
+        # logits: [n, vocabulary], rows: [n]
+        scores, ids = self.candidates(logits, state, rows)
+        if ids is None:
+            ids = torch.arange(scores.shape[1], device=scores.device)[None]
         # the largest of log p + Gumbel noise is distributed as p (Gumbel-max trick)
-        noise = torch.empty_like(scores).exponential_(generator=self.generator)
-        drawn = (scores - noise.log()).argmax(-1, keepdim=True)
-        return (drawn if ids is None else ids.gather(1, drawn))[:, 0]
+        noise = gumbel_noise(state.seeds[rows, None], state.lengths[rows, None].long(), ids)
+        drawn = (scores.double() + noise).argmax(-1, keepdim=True)
+        return ids.expand(scores.shape).gather(1, drawn)[:, 0]
 
-    def candidates(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is drawn from: scores [rows, width], best first, excluded ones -inf; ids, None for all in order."""
-        # logits: [rows, vocabulary]
-        scores = logits / self.temperature
-        if self.width is None:
+    def candidates(self, logits: Tensor, state: BatchState, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is drawn from: scores [n, width], best first, excluded ones -inf; ids, None for all in order."""
+        # logits: [n, vocabulary], rows: [n]
+        scores = logits / state.temperature[rows, None]
+        if self._width is None:
             return scores, None
-        scores, ids = scores.topk(self.width)
-        rank = torch.arange(self.width, device=scores.device)
-        if self.top_k is not None:
-            scores = scores.masked_fill(rank >= self.top_k, -torch.inf)
-        if self.top_p is not None:
-            shares = scores.softmax(-1)
-            scores = scores.masked_fill((shares.cumsum(-1) - shares >= self.top_p) & (rank > 0), -torch.inf)
-        if self.min_p is not None:
-            shares = scores.softmax(-1)
-            scores = scores.masked_fill(shares < self.min_p * shares[:, :1], -torch.inf)
-        return (scores if self.typical_p is None else _typical(scores, self.typical_p)), ids
+        scores, ids = scores.topk(self._width)
+        rank = torch.arange(self._width, device=scores.device)
+        top_k, top_p, min_p = state.top_k[rows, None], state.top_p[rows, None], state.min_p[rows, None]
+        scores = scores.masked_fill((rank >= top_k) & (top_k > 0), -torch.inf)
+        shares = scores.softmax(-1)
+        too_many = (shares.cumsum(-1) - shares >= top_p) & (rank > 0) & (top_p < 1)
+        scores = scores.masked_fill(too_many, -torch.inf)
+        shares = scores.softmax(-1)
+        scores = scores.masked_fill(shares < min_p * shares[:, :1], -torch.inf)
+        return (_typical(scores, state.typical_p[rows, None]) if self._typical else scores), ids
 
 
-def warpers(options: GenerationOptions) -> dict[str, bool]:
-    """Which warpers the options switch on."""
-    return {
-        "top_k": options.top_k > 0,
-        "top_p": options.top_p < 1.0,
-        "min_p": options.min_p is not None,
-        "typical_p": options.typical_p < 1.0,
-    }
+def gumbel_noise(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+    """Standard Gumbel numbers [n, m] fp64 for seeds [n, 1], positions [n, 1] and token ids [n or 1, m]."""
+    bits = _mix(_mix(_mix(seeds) + positions) + ids)
+    # 53 random bits, between 0 and 1 and never equal to either
+    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
+    return -(-uniform.log()).log()
+
+
+def row_seed(seed: int, sample: int) -> int:
+    """The seed of one of a request's samples, of which the first has the request's own."""
+    mixed = (seed + sample * GOLDEN) & ((1 << 64) - 1)
+    return mixed - (1 << 64) if mixed >= 1 << 63 else mixed
 
 
 def sampling_width(options: GenerationOptions, vocabulary: int) -> int | None:
     """How many of the best tokens have to be sorted; widths are powers of two, so that few graphs serve all top_k."""
-    if not any(warpers(options).values()):
+    if options.top_k == 0 and options.top_p >= 1 and not options.min_p and options.typical_p >= 1:
         return None
     if options.top_k == 0:
         return vocabulary
     return min(vocabulary, max(SMALLEST_WIDTH, 1 << (options.top_k - 1).bit_length()))
 
 
+def _mix(values: Tensor) -> Tensor:
+    # splitmix64: int64 products wrap, and a shift keeps the sign, which the masks take away
+    values = values + GOLDEN
+    values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * MIX[0]
+    values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * MIX[1]
+    return values ^ ((values >> 31) & ((1 << 33) - 1))
+
+
 def _typical(scores: Tensor, mass: Tensor) -> Tensor:
-    # scores: [rows, width]; TypicalLogitsWarper
+    # scores: [n, width], mass: [n, 1]; TypicalLogitsWarper
     logprobs = scores.log_softmax(-1)
     surprise = (logprobs + (logprobs.exp() * -logprobs).nansum(-1, keepdim=True)).abs()
     order = surprise.sort(-1).indices
     shares = scores.gather(1, order).softmax(-1)
     kept = (shares.cumsum(-1) - shares < mass) | (torch.arange(scores.shape[1], device=scores.device) == 0)
-    return scores.masked_fill(~torch.zeros_like(kept).scatter(1, order, kept), -torch.inf)
+    excluded = ~torch.zeros_like(kept).scatter(1, order, kept)
+    return scores.masked_fill(excluded & (mass < 1), -torch.inf)

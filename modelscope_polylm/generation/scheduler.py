@@ -1,154 +1,255 @@
-"""Hands out sessions: built for the call on a CPU, kept with their cache and captured step on a GPU."""
+"""Decides which requests run: who gets rows and cache slots, who waits, and who is put back when slots run out."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
 
-import torch
+from modelscope_polylm.generation.outputs import Deliver, TokenCollector
+from modelscope_polylm.generation.requests import Request
+from modelscope_polylm.generation.slots import PAGE, SlotPool, pages_for, slots_of
+from modelscope_polylm.generation.strategies import StrategyKey
 
-from modelscope_polylm.errors import DeviceError
-from modelscope_polylm.generation.graphs import CapturedSession, ShortPrefills
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.runner import Session
-from modelscope_polylm.generation.search import SearchShape
-from modelscope_polylm.generation.state import Request, Rows
-from modelscope_polylm.network.gpt2 import Decoder
-from modelscope_polylm.network.kv_cache import SCRATCH_SLOT, KVCache, bytes_per_slot
+MAX_OVERTAKEN = 64
+"""Requests that may begin before one that came earlier but does not fit; then all wait for it."""
 
-CONTEXTS_AT_FIRST = 4
-"""A GPU's first cache holds this many full contexts, so that few calls ever make it grow."""
-SPARE_BYTES = 1 << 30
-"""GPU memory that the cache leaves to activations and captured steps."""
-CAPTURED_STEPS = 32
-"""A cache keeps at most so many captured steps; the one that was not used for longest goes first."""
+
+@dataclasses.dataclass
+class Submission:
+    """Requests that were handed over together.
+
+    Attributes:
+        deliver: takes their deltas.
+        partial: whether deltas are wanted before a request's end.
+        at_once: most of them that run together; None for no bound.
+        running: how many do.
+        cancelled: nobody waits for them any more.
+    """
+
+    deliver: Deliver
+    partial: bool = True
+    at_once: int | None = None
+    running: int = 0
+    cancelled: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class ActiveRequest:
+    """A request on its way through the engine.
+
+    Attributes:
+        request, submission, index: what was asked, with what, and its index there.
+        order: counts up with each request that comes.
+        key: which operations choose its tokens.
+        seed: of its random numbers.
+        collector: its tokens so far; of a beam search it stays empty.
+        rows: the rows that it has; none while it waits.
+        prompt_pages: pages of its text, of a single row with the answer's, in the order of positions.
+        own_pages: for several rows, the pages of each row's answer.
+        cached: tokens whose keys and values were found in the cache.
+        steps: tokens that were chosen for each row since it began to run, read or not.
+        emitted: tokens that were handed out.
+        overtaken: requests that began before it although they came later.
+    """
+
+    request: Request
+    submission: Submission
+    index: int
+    order: int
+    key: StrategyKey
+    seed: int
+    collector: TokenCollector
+    rows: list[int] = dataclasses.field(default_factory=list)
+    prompt_pages: list[int] = dataclasses.field(default_factory=list)
+    own_pages: list[list[int]] = dataclasses.field(default_factory=list)
+    cached: int = 0
+    steps: int = 0
+    start: int = 0
+    emitted: int = 0
+    overtaken: int = 0
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it has one row, whose answer goes on in its prompt's pages."""
+        return self.request.rows_per_prompt == 1
+
+    @property
+    def ids(self) -> list[int]:
+        """What a row starts from: the prompt, and for a single row the answer so far."""
+        return [*self.request.prompt, *(self.collector.ids(0) if self.is_single else ())]
+
+    @property
+    def length(self) -> int:
+        """Tokens of each row after the steps so far, the one that was chosen last included."""
+        return self.start + self.steps
+
+    @property
+    def may_step(self) -> bool:
+        """Whether a further token may be chosen."""
+        return self.length - len(self.request.prompt) < self.request.max_new_tokens
+
+    @property
+    def pages(self) -> list[int]:
+        """All pages that it owns."""
+        return [*self.prompt_pages, *(page for own in self.own_pages for page in own)]
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that it can come to need."""
+        prompt, answer, rows = len(self.request.prompt), self.request.max_new_tokens, self.request.rows_per_prompt
+        return pages_for(prompt + answer) if self.is_single else pages_for(prompt) + rows * pages_for(answer)
+
+    def row_slots(self) -> list[list[int]]:
+        """The cache slots of each row's positions, as far as there are pages for them."""
+        shared = slots_of(self.prompt_pages)
+        if self.is_single:
+            return [shared]
+        return [shared[: len(self.request.prompt)] + slots_of(own) for own in self.own_pages]
+
+    def missing_pages(self) -> int:
+        """Pages that each row needs for its next step."""
+        if self.is_single:
+            return pages_for(self.length) - len(self.prompt_pages)
+        return pages_for(self.length - len(self.request.prompt)) - len(self.own_pages[0])
 
 
 @dataclasses.dataclass(frozen=True)
-class SessionMemory:
-    """What is kept on a GPU between calls.
+class Extension:
+    """More slots of a row, from a position on."""
 
-    Attributes:
-        cache_bytes: of all KV caches.
-        captured_steps: steps that are ready to be replayed.
-    """
-
-    cache_bytes: int
-    captured_steps: int
+    row: int
+    position: int
+    slots: list[int]
 
 
-class Sessions:
-    """Leases sessions for one decoder; a session serves one call at a time, so calls never share state.
+class Scheduler:
+    """Requests that wait and requests that run; it never touches the device.
+
+    First come, first served: a request that does not fit is overtaken by at most MAX_OVERTAKEN others.
 
     Args:
-        decoder: the network.
-        vocab_limit: ids at or above it are never generated.
+        max_rows: rows that may run together.
+        pool: the cache's pages.
+
+    Attributes:
+        waiting: in order of arrival.
+        running: in order of their begin.
+        put_backs: how often a request lost its slots to another one.
     """
 
-    def __init__(self, decoder: Decoder, vocab_limit: int):
-        self._decoder, self._vocab_limit = decoder, vocab_limit
-        self._free: list[_Arena] = []
-        self._all: list[_Arena] = []
-        self._lock = threading.Lock()
-
-    def memory(self) -> SessionMemory:
-        """What the calls so far have left on the GPU, for the next ones to use."""
-        with self._lock:
-            return SessionMemory(
-                sum(arena.cache_bytes for arena in self._all), sum(arena.captured_steps for arena in self._all)
-            )
-
-    @contextlib.contextmanager
-    def lease(self, requests: Sequence[Request], options: GenerationOptions) -> Iterator[Session]:
-        """A session with room for the requests.
-
-        Raises:
-            DeviceError: the requests need more cache than the GPU has memory for.
-        """
-        if self._decoder.device.type != "cuda":
-            yield self._session_for_one_call(requests, options)
-            return
-        with self._lock:
-            arena = self._free.pop() if self._free else self._new_arena()
-        try:
-            yield arena.session(requests, options)
-        finally:
-            with self._lock:
-                self._free.append(arena)
-
-    def _new_arena(self) -> _Arena:
-        self._all.append(_Arena(self._decoder, self._vocab_limit))
-        return self._all[-1]
-
-    def _session_for_one_call(self, requests: Sequence[Request], options: GenerationOptions) -> Session:
-        decoder = self._decoder
-        group = SearchShape.of(options, decoder.config.vocab_size).rows_per_prompt
-        positions = max(len(request.prompt) + request.limit for request in requests)
-        cache = KVCache(decoder.config, _slots(requests, group), decoder.device, decoder.dtype)
-        return Session(
-            decoder, options, Rows(len(requests), group, positions, decoder.device), cache, self._vocab_limit
-        )
-
-
-class _Arena:
-    """A cache on the GPU, and the captured prefills and sessions that are bound to it."""
-
-    def __init__(self, decoder: Decoder, vocab_limit: int):
-        self._decoder, self._vocab_limit = decoder, vocab_limit
-        self._short_prefills: ShortPrefills | None = None
-        # the one used last stands last
-        self._sessions: dict[tuple[int, SearchShape], Session] = {}
+    def __init__(self, max_rows: int, pool: SlotPool):
+        self.max_rows, self.pool = max_rows, pool
+        self.waiting: deque[ActiveRequest] = deque()
+        self.running: list[ActiveRequest] = []
+        self.put_backs = 0
+        self._row_taken = [False] * max_rows
 
     @property
-    def cache_bytes(self) -> int:
-        if self._short_prefills is None:
-            return 0
-        return self._short_prefills.cache.slots * bytes_per_slot(self._decoder.config, self._decoder.dtype)
+    def rows(self) -> int:
+        """Rows that are in use."""
+        return sum(self._row_taken)
 
-    @property
-    def captured_steps(self) -> int:
-        return len(self._sessions)
+    def add(self, active: ActiveRequest) -> None:
+        """Let a request wait, those put back before those that came later."""
+        at = len(self.waiting)
+        while at and self.waiting[at - 1].order > active.order:
+            at -= 1
+        self.waiting.insert(at, active)
 
-    def session(self, requests: Sequence[Request], options: GenerationOptions) -> Session:
-        config = self._decoder.config
-        shape = SearchShape.of(options, config.vocab_size)
-        prompts = 1 << (len(requests) - 1).bit_length()
-        prefills = self._prefills_for(_slots(requests, shape.rows_per_prompt), prompts * shape.rows_per_prompt)
-        session = self._sessions.pop((prompts, shape), None)
-        if session is None:
-            rows = Rows(prompts, shape.rows_per_prompt, config.max_positions, self._decoder.device)
-            session = CapturedSession(prefills, options, rows, self._vocab_limit)
-        self._sessions[prompts, shape] = session
-        if len(self._sessions) > CAPTURED_STEPS:
-            del self._sessions[next(iter(self._sessions))]
-        return session
+    def admit(self, tokens: int) -> list[ActiveRequest]:
+        """Begin requests with at most so many tokens to compute, at least one if any fits."""
+        admitted: list[ActiveRequest] = []
+        passed_over: list[ActiveRequest] = []
+        for active in list(self.waiting):
+            if tokens <= 0 or self.rows >= self.max_rows or len(passed_over) >= MAX_OVERTAKEN:
+                break
+            limit = active.submission.at_once
+            if limit is not None and active.submission.running >= limit:
+                continue
+            if not self._begin(active, tokens if admitted else None):
+                if active.overtaken >= MAX_OVERTAKEN:
+                    break
+                passed_over.append(active)
+                continue
+            tokens -= active.start - active.cached
+            admitted.append(active)
+            self.waiting.remove(active)
+            for earlier in passed_over:
+                earlier.overtaken += 1
+        return admitted
 
-    def _prefills_for(self, slots: int, rows: int) -> ShortPrefills:
-        if self._short_prefills is not None and self._short_prefills.cache.slots >= slots:
-            return self._short_prefills
-        self._sessions.clear()
-        self._short_prefills = None
-        decoder = self._decoder
-        slot_bytes = bytes_per_slot(decoder.config, decoder.dtype)
-        available = _available_bytes(decoder.device) // slot_bytes
-        if slots > available:
-            raise DeviceError(
-                f"{rows} rows with {slots} tokens of prompts and answers need {slots * slot_bytes:,} bytes of KV "
-                f"cache, but {decoder.device} has room for {max(available, 0)} tokens: use a smaller batch_size, fewer "
-                "beams, shorter texts, or backend='transformers' with offload."
-            )
-        roomy = max(1 << (slots - 1).bit_length(), CONTEXTS_AT_FIRST * decoder.config.max_positions)
-        cache = KVCache(decoder.config, min(roomy, available), decoder.device, decoder.dtype)
-        self._short_prefills = ShortPrefills(decoder, cache)
-        return self._short_prefills
+    def extend(self, active: ActiveRequest) -> list[Extension] | None:
+        """Give a running request the slots of its next step; None if there are too few pages."""
+        count = active.missing_pages()
+        if count <= 0:
+            return []
+        if self.pool.available < count * (1 if active.is_single else len(active.rows)):
+            return None
+        if active.is_single:
+            position = PAGE * len(active.prompt_pages)
+            pages = self.pool.take(count)
+            active.prompt_pages += pages
+            return [Extension(active.rows[0], position, slots_of(pages))]
+        position = len(active.request.prompt) + PAGE * len(active.own_pages[0])
+        extensions = []
+        for row, own in zip(active.rows, active.own_pages, strict=True):
+            pages = self.pool.take(count)
+            own += pages
+            extensions.append(Extension(row, position, slots_of(pages)))
+        return extensions
 
+    def put_back(self) -> ActiveRequest:
+        """Take rows and slots from the request that came last; it waits and is recomputed later from its tokens."""
+        last = max(self.running, key=lambda active: active.order)
+        self.end(last)
+        if not last.is_single:
+            last.collector.restart()
+        self.put_backs += 1
+        self.add(last)
+        return last
 
-def _slots(requests: Sequence[Request], group: int) -> int:
-    return SCRATCH_SLOT + 1 + sum(request.slots(group) for request in requests)
+    def end(self, active: ActiveRequest) -> None:
+        """Free what a running request has; its text stays findable."""
+        self.running.remove(active)
+        active.submission.running -= 1
+        if active.is_single:
+            # the token that was chosen last was never run
+            self.pool.note(active.prompt_pages, active.ids[:-1])
+        self.pool.release(active.pages)
+        for row in active.rows:
+            self._row_taken[row] = False
+        active.rows, active.prompt_pages, active.own_pages = [], [], []
 
+    def _begin(self, active: ActiveRequest, tokens: int | None) -> bool:
+        """Give rows and slots to a waiting request; False if it does not fit, or has more than `tokens` to compute."""
+        rows = self._free_rows(active.request.rows_per_prompt)
+        if rows is None:
+            return False
+        ids = active.ids
+        found = self.pool.find(ids)
+        new = pages_for(len(ids) + active.is_single) - len(found)
+        own = 0 if active.is_single else len(rows)
+        fits = tokens is None or len(ids) - PAGE * len(found) <= tokens
+        # some pages are left for the answers that are running
+        if not fits or self.pool.available < new + own + (len(self.running) if self.running else 0):
+            self.pool.release(found)
+            self.pool.reused_tokens -= PAGE * len(found)
+            return False
+        active.prompt_pages = found + self.pool.take(new)
+        active.own_pages = [self.pool.take(1) for _ in range(own)]
+        active.rows, active.cached, active.start, active.steps = rows, PAGE * len(found), len(ids), 0
+        for row in rows:
+            self._row_taken[row] = True
+        self.pool.note(active.prompt_pages, ids)
+        self.running.append(active)
+        active.submission.running += 1
+        return True
 
-def _available_bytes(device: torch.device) -> int:
-    torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0] - SPARE_BYTES
+    def _free_rows(self, count: int) -> list[int] | None:
+        """The first `count` consecutive free rows."""
+        free = 0
+        for row, taken in enumerate(self._row_taken):
+            free = 0 if taken else free + 1
+            if free == count:
+                return list(range(row + 1 - count, row + 1))
+        return None

@@ -15,8 +15,8 @@ from torch import Tensor
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
-from modelscope_polylm.network.kernels.linear import add_product_, add_product_reference_, linear, linear_reference
-from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
+from modelscope_polylm.network.kernels.linear import add_product_, linear
+from modelscope_polylm.network.kernels.prefill_attention import TILE, prefill_attention
 from modelscope_polylm.network.kv_cache import KVCache
 
 Norm = tuple[Tensor, Tensor, float, Tensor]
@@ -53,88 +53,131 @@ class Decoder:
         return self.embedding.dtype
 
     def prefill(
-        self, tokens: Tensor, slots: Tensor | None = None, cache: KVCache | None = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        tiles: Tensor,
+        slot_table: Tensor,
+        cache: KVCache,
+        last: Tensor | None = None,
     ) -> Tensor:
-        """Run whole prompts, padded on the right, and keep their keys and values.
+        """Run segments of several rows, packed without padding, and keep their keys and values.
+
+        A token sees all of its row up to itself, what was cached before included.
 
         Args:
-            tokens: [prompts, length] int64; what stands behind a prompt's end does not change the prompt's result.
-            slots: [prompts, length] int64, the cache slot of each position.
-            cache: written at `slots`; None keeps nothing.
-            lengths: [prompts], tokens of each prompt, where only the last one's result is wanted.
+            tokens: [total] int64, the segments one after the other.
+            positions: [total] int64, the position of each token in its row.
+            tiles: [m, 4] int32, pieces of segments: row, index of the first token, its position, and how many tokens,
+                at most 64; pieces without tokens are passed over.
+            slot_table: [rows, positions] int32, the cache slot of each position of each row.
+            cache: read and written through `slot_table`.
+            last: [k] int64, indices of the tokens whose results are wanted; None wants all.
 
         Returns:
-            The hidden states behind the final LayerNorm, in the weights' dtype: [prompts, length, width], or
-            [prompts, width] with `lengths`.
+            The hidden states after the final LayerNorm, in the weights' dtype: [k, hidden_size], or
+            [total, hidden_size].
         """
-        # tokens: [prompts, length] -> [prompts, length, width] or [prompts, width]
-        prompts, length = tokens.shape
-        residual = self._embed(tokens, slice(length)).flatten(0, 1)
-        result = self._prefill_layers(residual, prompts, None if slots is None else slots.reshape(-1), cache, lengths)
-        return result.view(prompts, length, -1) if lengths is None else result
-
-    def _prefill_layers(
-        self, residual: Tensor, prompts: int, slots: Tensor | None, cache: KVCache | None, lengths: Tensor | None
-    ) -> Tensor:
-        # residual: [tokens, width] fp32, slots: [tokens], lengths: [prompts] -> [prompts, width], or [tokens, width]
+        # tokens, positions: [total] -> [k, hidden_size] or [total, hidden_size]
+        residual = self._embed(tokens, positions)
         for layer, weights in enumerate(self._layers):
-            qkv = linear_reference(layer_norm(residual, *weights.ln_1), *weights.c_attn)
-            kept = None if cache is None or slots is None else (slots, *cache.layer(layer))
-            mixed = prefill_attention(qkv, prompts, self.config.heads, kept)
-            if lengths is not None and layer == self.config.layers - 1:
-                last = torch.arange(0, len(residual), len(residual) // prompts, device=residual.device) + lengths - 1
-                mixed, residual = mixed[last], residual[last]
-            add_product_reference_(residual, mixed, weights.attn_c_proj)
-            hidden = linear_reference(layer_norm(residual, *weights.ln_2), *weights.c_fc, gelu=True)
-            add_product_reference_(residual, hidden, weights.mlp_c_proj)
+            qkv = linear(layer_norm(residual, *weights.ln_1), *weights.c_attn)
+            context = prefill_attention(qkv, *cache.layer(layer), slot_table, tiles)
+            if last is not None and layer == self.config.layers - 1:
+                context, residual = context[last], residual[last]
+            residual = self._feed_forward(residual, context, weights)
         return layer_norm(residual, *self._final_norm)
 
     def decode(
-        self, tokens: Tensor, lengths: Tensor, slot_table: Tensor, prompt_lengths: Tensor, group: int, cache: KVCache
+        self,
+        rows: Tensor,
+        groups: Tensor,
+        tokens: Tensor,
+        lengths: Tensor,
+        prompt_lengths: Tensor,
+        slot_table: Tensor,
+        cache: KVCache,
     ) -> Tensor:
-        """Run one token of every row and keep its key and value.
+        """Run one token of each of some rows and keep its key and value.
 
         Args:
-            tokens: [rows] int64, the current tokens.
-            lengths: [rows] int32, tokens already in the cache: the current token's position.
-            slot_table: [rows, positions] int32, the cache slot of each position of each row.
-            prompt_lengths: [rows] int32; positions before it share their slots within a group.
-            group: consecutive rows that share a prompt: beams or samples.
+            rows: [n] int64, which rows of the tables below.
+            groups: [n, 2] int32, the index in `rows` of the first row of each group, and the group's size; the rows of
+                a group (beams or samples) share the slots of their prompt. A size of 0 is passed over.
+            tokens: [all rows] int64, the current tokens.
+            lengths: [all rows] int32, tokens already in the cache: the current token's position.
+            prompt_lengths: [all rows] int32; positions before it share their slots within a group.
+            slot_table: [all rows, positions] int32, the cache slot of each position of each row.
             cache: read through `slot_table`, written at the current positions.
 
         Returns:
-            [rows, width] in the weights' dtype, behind the final LayerNorm.
+            [n, hidden_size] in the weights' dtype, after the final LayerNorm.
         """
-        # tokens: [rows] -> [rows, width]
-        residual = self._embed(tokens, lengths)
+        # rows: [n] -> [n, hidden_size]
+        compact = rows.int()
+        residual = self._embed(tokens[rows], lengths[rows])
         for layer, weights in enumerate(self._layers):
             qkv = linear(layer_norm(residual, *weights.ln_1), *weights.c_attn)
-            mixed = decode_attention(qkv, *cache.layer(layer), slot_table, lengths, prompt_lengths, group)
-            add_product_(residual, mixed, weights.attn_c_proj)
-            hidden = linear(layer_norm(residual, *weights.ln_2), *weights.c_fc, gelu=True)
-            add_product_(residual, hidden, weights.mlp_c_proj)
+            context = decode_attention(qkv, *cache.layer(layer), slot_table, compact, lengths, prompt_lengths, groups)
+            residual = self._feed_forward(residual, context, weights)
         return layer_norm(residual, *self._final_norm)
 
-    def _embed(self, tokens: Tensor, positions: Tensor | slice) -> Tensor:
-        # tokens: [..., n], positions: [n] or a range of n -> [..., n, width] fp32
+    def _feed_forward(self, residual: Tensor, context: Tensor, weights: _LayerWeights) -> Tensor:
+        # residual: [n, hidden_size] fp32, written in place; context: [n, hidden_size] -> residual
+        add_product_(residual, context, weights.attn_c_proj)
+        hidden = linear(layer_norm(residual, *weights.ln_2), *weights.c_fc, gelu=True)
+        add_product_(residual, hidden, weights.mlp_c_proj)
+        return residual
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        # tokens, positions: [n] -> [n, hidden_size] fp32
         return self.embedding[tokens].float() + self.position_embedding[positions]
 
 
 class _LayerWeights:
-    def __init__(self, weights: Mapping[str, Tensor], prefix: str, epsilon: float, before: Tensor, between: Tensor):
+    def __init__(self, weights: Mapping[str, Tensor], prefix: str, epsilon: float, *deferred_biases: Tensor):
         def pair(name: str) -> tuple[Tensor, Tensor]:
             return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
 
-        self.ln_1: Norm = (*pair("ln_1"), epsilon, before)
-        self.ln_2: Norm = (*pair("ln_2"), epsilon, between)
+        self.ln_1: Norm = (*pair("ln_1"), epsilon, deferred_biases[0])
+        self.ln_2: Norm = (*pair("ln_2"), epsilon, deferred_biases[1])
         self.c_attn, self.c_fc = pair("attn.c_attn"), pair("mlp.c_fc")
         self.attn_c_proj, self.mlp_c_proj = (weights[f"{prefix}{name}.c_proj.weight"] for name in ("attn", "mlp"))
 
 
 def _bias_sums(weights: Mapping[str, Tensor], layers: int) -> tuple[Tensor, ...]:
-    # -> [width] fp32 for each LayerNorm: what the biases of the projections before it have added
+    # -> [hidden_size] fp32 for each LayerNorm: what the biases of the projections before it have added
     biases = [weights[f"h.{layer}.{part}.c_proj.bias"] for layer in range(layers) for part in ("attn", "mlp")]
     return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0).unbind()
+
+
+def prefill_whole(decoder: Decoder, ids: Sequence[int]) -> Tensor:
+    """The hidden states [len(ids), hidden_size] of all tokens of one text, with a cache of its own."""
+    # ids: [length] -> [length, hidden_size]
+    length, device = len(ids), decoder.device
+    cache = KVCache(decoder.config, 1 + length, device, decoder.dtype)
+    positions = torch.arange(length, device=device)
+    return decoder.prefill(
+        torch.tensor(list(ids), device=device), positions, prefill_tiles([(0, 0, length)]).to(device),
+        1 + positions[None].int(), cache,
+    )  # fmt: skip
+
+
+def prefill_tiles(segments: Sequence[tuple[int, int, int]]) -> Tensor:
+    """The pieces of packed segments, as `Decoder.prefill` takes them.
+
+    Args:
+        segments: row, position of the first token, and number of tokens of each.
+
+    Returns:
+        [m, 4] int32 on the CPU.
+    """
+    tiles, first = [], 0
+    for row, position, count in segments:
+        for start in range(0, count, TILE):
+            tiles.append((row, first + start, position + start, min(TILE, count - start)))
+        first += count
+    return torch.tensor(tiles, dtype=torch.int32)
 
 
 def token_losses(decoder: Decoder, ids: Sequence[int]) -> Tensor:
@@ -148,6 +191,6 @@ def token_losses(decoder: Decoder, ids: Sequence[int]) -> Tensor:
         [len(ids) - 1] fp32 on the decoder's device.
     """
     # ids: [length] -> [length - 1]
-    tokens = torch.tensor([list(ids)], device=decoder.device)
-    hidden = decoder.prefill(tokens)[0, :-1]
-    return F.cross_entropy(F.linear(hidden, decoder.embedding).float(), tokens[0, 1:], reduction="none")
+    hidden = prefill_whole(decoder, ids)[:-1]
+    targets = torch.tensor(list(ids[1:]), device=decoder.device)
+    return F.cross_entropy(F.linear(hidden, decoder.embedding).float(), targets, reduction="none")
