@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
+from modelscope_polylm.errors import InputError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions, option_fields
+from modelscope_polylm.generation.requests import check_room
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
 from modelscope_polylm.text.prompts import Message, PromptFormat, check_messages, fit_messages, render
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
@@ -17,7 +20,7 @@ from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
 if TYPE_CHECKING:
     import torch
 
-    from modelscope_polylm.backends.base import Answer, Backend, Update
+    from modelscope_polylm.backends.base import Backend, Completion, DeltaStream
     from modelscope_polylm.snapshot import Snapshot
 
 
@@ -25,18 +28,34 @@ LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "r
 
 
 @dataclass(frozen=True)
-class Reply:
+class GenerationResult:
     """The answers to one prompt.
 
     Attributes:
         prompt_text: the prompt as its tokens decode, which may differ from what was typed (normalization).
-        texts: the answers without the prompt, best first; in a stream, what is known of the only one.
-        answers: ids, scores and log-probabilities of the answers; empty in a stream until they are complete.
+        texts: the answers without the prompt, best first.
+        completions: ids, scores and log-probabilities of the answers.
     """
 
     prompt_text: str
     texts: list[str]
-    answers: Sequence[Answer] = ()
+    completions: Sequence[Completion]
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """What is new of the best answer to one prompt.
+
+    Attributes:
+        prompt: its index among those that were given together.
+        text: new text; all texts of a prompt's deltas together are the answer. Where it is not known before the end
+            which answer is the best one, everything comes with the last delta.
+        result: the complete answers, on the last delta of a prompt; None before.
+    """
+
+    prompt: int
+    text: str
+    result: GenerationResult | None = None
 
 
 class TextGenerator:
@@ -99,66 +118,97 @@ class TextGenerator:
         takes_all = self.backend.name == "transformers"
         return GenerationOptions.from_layers(self.snapshot.generation, call, allow_extra=takes_all)
 
-    def reply(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Reply]:
-        """Answer all prompts together, and return when every answer is complete."""
-        return self._complete(prompts, self.backend.generate([prompt.ids for prompt in prompts], options))
+    def reply(
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions | Sequence[GenerationOptions],
+        at_once: int | None = None,
+    ) -> list[GenerationResult]:
+        """Answer all prompts, and return when every answer is complete.
+
+        Args:
+            prompts: read and checked.
+            options: for all prompts, or one for each.
+            at_once: most prompts that run together; None leaves it to the backend.
+        """
+        found = self._submit(prompts, options, at_once, partial=False).completions()
+        return [self.result(prompt, completions) for prompt, completions in zip(prompts, found, strict=True)]
 
     def stream(
-        self, prompts: Sequence[Prompt], options: GenerationOptions
-    ) -> Generator[list[Reply | None], None, list[Reply]]:
-        """Answer all prompts together, as the tokens come.
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions | Sequence[GenerationOptions],
+        at_once: int | None = None,
+    ) -> Generator[TextDelta, None, None]:
+        """Answer all prompts, as the tokens come; see `reply`. Closing the generator cancels what has not ended."""
+        return self._deltas(prompts, self._submit(prompts, options, at_once, partial=True))
 
-        Of several answers to a prompt nothing is shown before it is known which one is the best.
+    def reply_each(
+        self, prompts: Iterable[tuple[Prompt, GenerationOptions]], at_once: int | None = None
+    ) -> Iterator[GenerationResult | PolyLMError]:
+        """Answer any number of prompts, in order; so many are kept in flight that the device has always work.
 
-        Yields:
-            For each prompt its reply so far, the whole text each time; None where nothing is known yet.
-
-        Returns:
-            The complete replies.
+        A prompt that cannot be answered gives its error, and the others go on.
         """
-        updates = self.backend.stream([prompt.ids for prompt in prompts], options)
-        return self._replies(prompts, updates, hold_back=options.num_return_sequences > 1)
+        waiting: deque[tuple[list[Prompt], DeltaStream]] = deque()
+        joins = self.backend.joins_requests
+        size = 1 if joins else at_once or 1
+        window = at_once or self.backend.window if joins else self.backend.window
+        parts = iter(prompts)
+        while True:
+            while len(waiting) < window and (part := list(islice(parts, size))):
+                own = [prompt for prompt, _ in part]
+                waiting.append((own, self._submit(own, [options for _, options in part], at_once, partial=False)))
+            if not waiting:
+                return
+            yield from self._results_or_errors(*waiting.popleft())
 
-    def _replies(
-        self, prompts: Sequence[Prompt], updates: Generator[Update, None, list[list[Answer]]], hold_back: bool
-    ) -> Generator[list[Reply | None], None, list[Reply]]:
-        texts = _TextsSoFar(self, prompts)
-        try:
-            while True:
-                texts.add(next(updates))
-                yield [None] * len(prompts) if hold_back else texts.replies()
-        except StopIteration as finished:
-            return self._complete(prompts, finished.value)
-        finally:
-            updates.close()
-
-    def _complete(self, prompts: Sequence[Prompt], results: list[list[Answer]]) -> list[Reply]:
-        return [self._reply(prompt, answers) for prompt, answers in zip(prompts, results, strict=True)]
-
-    def _reply(self, prompt: Prompt, answers: Sequence[Answer]) -> Reply:
+    def result(self, prompt: Prompt, completions: Sequence[Completion]) -> GenerationResult:
+        """The answers to a prompt as texts."""
         head, decode = self.prompt_text(prompt), self.snapshot.tokenizer.decode
-        texts = [decode([*prompt.ids, *answer.ids], skip_special_tokens=True)[len(head) :] for answer in answers]
-        return Reply(head, texts, answers)
+        texts = [decode([*prompt.ids, *each.ids], skip_special_tokens=True)[len(head) :] for each in completions]
+        return GenerationResult(head, texts, completions)
+
+    def _submit(
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions | Sequence[GenerationOptions],
+        at_once: int | None,
+        partial: bool,
+    ) -> DeltaStream:
+        requests = self.backend.requests([prompt.ids for prompt in prompts], options)
+        return self.backend.submit(requests, partial, at_once)
+
+    def _deltas(self, prompts: Sequence[Prompt], deltas: DeltaStream) -> Generator[TextDelta, None, None]:
+        tokenizer = self.snapshot.tokenizer
+        detokenizers = [IncrementalDetokenizer(tokenizer, prompt.ids) for prompt in prompts]
+        lengths = [0] * len(prompts)
+        try:
+            for delta in deltas:
+                index = delta.request
+                if delta.completions is not None:
+                    result = self.result(prompts[index], delta.completions)
+                    yield TextDelta(index, result.texts[0][lengths[index] :], result)
+                elif text := detokenizers[index].push(delta.ids):
+                    lengths[index] += len(text)
+                    yield TextDelta(index, text)
+        finally:
+            deltas.close()
+
+    def _results_or_errors(
+        self, prompts: Sequence[Prompt], deltas: DeltaStream
+    ) -> Iterator[GenerationResult | PolyLMError]:
+        try:
+            found = deltas.completions()
+        except PolyLMError as error:
+            yield from [error] * len(prompts)
+            return
+        for prompt, completions in zip(prompts, found, strict=True):
+            yield self.result(prompt, completions)
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as its tokens decode."""
         return self.snapshot.tokenizer.decode(prompt.ids, skip_special_tokens=True)
-
-
-class _TextsSoFar:
-    """The answers of a batch while they grow."""
-
-    def __init__(self, generator: TextGenerator, prompts: Sequence[Prompt]) -> None:
-        self._heads = [generator.prompt_text(prompt) for prompt in prompts]
-        self._detokenizers = [IncrementalDetokenizer(generator.snapshot.tokenizer, prompt.ids) for prompt in prompts]
-        self._texts = [""] * len(prompts)
-
-    def add(self, update: Update) -> None:
-        for row, ids in enumerate(update):
-            self._texts[row] += self._detokenizers[row].push(ids)
-
-    def replies(self) -> list[Reply | None]:
-        return [Reply(head, [text]) if text else None for head, text in zip(self._heads, self._texts, strict=True)]
 
 
 def _packaged(folder: str | Path, release: str | None) -> Path:
@@ -205,12 +255,12 @@ class InputReader:
     Attributes:
         tokenizer: makes the token ids.
         prompt_format: how messages become one text.
-        positions: tokens that the context holds.
+        max_positions: tokens that the context holds.
     """
 
     tokenizer: PolyLMTokenizer
     prompt_format: PromptFormat
-    positions: int
+    max_positions: int
 
     def read(
         self, value: Any, options: GenerationOptions, chat: bool = False, allow_role_markers: bool = False
@@ -258,34 +308,19 @@ class InputReader:
     def _prompt_limit(self, options: GenerationOptions) -> int:
         """Most tokens that a conversation's prompt may have."""
         if options.max_new_tokens is None and options.max_length is not None:
-            whole = min(options.max_length, self.positions)
+            whole = min(options.max_length, self.max_positions)
             return whole - min(ROOM_FOR_ANSWER, whole // 2)
         wanted = options.new_tokens(0)
-        if wanted >= self.positions:
+        if wanted >= self.max_positions:
             raise OptionError(
-                f"max_new_tokens={wanted} leaves no room for a prompt: the context has {self.positions} tokens."
+                f"max_new_tokens={wanted} leaves no room for a prompt: the context has {self.max_positions} tokens."
             )
-        return self.positions - wanted
+        return self.max_positions - wanted
 
     def _with_room(self, prompt: Prompt, options: GenerationOptions) -> Prompt:
-        length = len(prompt.ids)
-        if length == 0:
+        if not prompt.ids:
             raise InputError(f"The prompt {prompt.text!r} is empty: there is nothing to continue. Give it some text.")
-        if length >= self.positions:
-            raise ContextLengthError(
-                f"The prompt has {length} tokens, but the context holds {self.positions}, answer included: shorten it."
-            )
-        wanted = options.new_tokens(length)
-        if wanted < 1:
-            raise ContextLengthError(
-                f"The prompt has {length} tokens, so max_length={options.max_length} leaves nothing for an answer: "
-                "shorten it, raise max_length, or give max_new_tokens instead."
-            )
-        if wanted > self.positions - length:
-            raise ContextLengthError(
-                f"The prompt has {length} tokens, and with {wanted} new ones it does not fit the context of "
-                f"{self.positions}: shorten it, or set max_new_tokens to at most {self.positions - length}."
-            )
+        check_room(len(prompt.ids), options, self.max_positions)
         return prompt
 
 

@@ -19,6 +19,10 @@ class Backend(abc.ABC):
     """Runs one snapshot. Safe to call from several threads: every request gets what it would get alone."""
 
     name: str
+    joins_requests: bool = True
+    """Whether requests that are submitted later join those that run; otherwise only those submitted together do."""
+    window: int = 512
+    """Requests to keep in flight where there are more than can run at once."""
     config: PolyLMConfig
     device: torch.device
     dtype: torch.dtype

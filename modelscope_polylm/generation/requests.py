@@ -85,7 +85,7 @@ def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptio
             f"Prompt {index} has token ids outside 0..{config.vocab_size - 1}: encode it with the snapshot's tokenizer."
         )
     limit, minimum = options.new_tokens(length), options.minimum_new_tokens(length)
-    _check_room(index, length, limit, options, config)
+    check_room(length, options, config.max_positions, f"Prompt {index}")
     if minimum > limit:
         raise OptionError(
             f"Prompt {index} may get at most {limit} new tokens, but min_length or min_new_tokens asks for {minimum}: "
@@ -94,16 +94,21 @@ def _checked_request(index: int, prompt: Sequence[int], options: GenerationOptio
     return Request(prompt, limit, minimum, options)
 
 
-def _check_room(index: int, length: int, limit: int, options: GenerationOptions, config: PolyLMConfig) -> None:
+def check_room(length: int, options: GenerationOptions, max_positions: int, subject: str = "The prompt") -> None:
+    """Raise ContextLengthError for a prompt of `length` tokens that leaves its answer no room in the context."""
+    limit, free = options.new_tokens(length), max_positions - length
+    if free <= 0:
+        raise ContextLengthError(
+            f"{subject} has {length} tokens, but the context holds {max_positions}, answer included: shorten the "
+            "prompt."
+        )
     if limit < 1:
         raise ContextLengthError(
-            f"Prompt {index} has {length} tokens and max_length={options.max_length}, which leaves no room for an "
-            "answer: raise max_length or set max_new_tokens instead."
+            f"{subject} has {length} tokens, so max_length={options.max_length} leaves nothing for an answer: shorten "
+            "it, raise max_length, or give max_new_tokens instead."
         )
-    if length + limit > config.max_positions:
-        free = config.max_positions - length
-        advice = f"set max_new_tokens to at most {free}" if free > 0 else "shorten the prompt"
+    if limit > free:
         raise ContextLengthError(
-            f"Prompt {index} has {length} tokens, and with {limit} new ones it does not fit the model's "
-            f"{config.max_positions} positions: {advice}."
+            f"{subject} has {length} tokens, and with {limit} new ones it does not fit the context of "
+            f"{max_positions}: shorten it, or set max_new_tokens to at most {free}."
         )

@@ -14,7 +14,8 @@ from modelscope_polylm.generation.scheduler import ActiveRequest, Extension
 from modelscope_polylm.generation.slots import slot_count
 from modelscope_polylm.generation.state import BatchState, NewRow
 from modelscope_polylm.generation.strategies import Strategy, StrategyKey
-from modelscope_polylm.network.gpt2 import TILE, Decoder, prefill_tiles
+from modelscope_polylm.network.gpt2 import Decoder, prefill_tiles
+from modelscope_polylm.network.kernels.prefill_attention import TILE
 from modelscope_polylm.network.kv_cache import KVCache
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)

@@ -419,7 +419,7 @@ def test_a_minimum_above_the_limit_is_refused(engine):
         ([list(range(3, 99))], {"max_new_tokens": 1}, "shorten the prompt"),
         ([[1] * 90], {"max_new_tokens": 20}, "max_new_tokens to at most 6"),
         ([[1] * 10], {"max_length": 10}, "max_length=10"),
-        ([[1, 2]], {"max_new_tokens": 2000}, "96 positions"),
+        ([[1, 2]], {"max_new_tokens": 2000}, "context of 96"),
     ],
 )
 def test_prompts_that_cannot_be_run_are_refused(engine, prompts, options, message):

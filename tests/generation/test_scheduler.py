@@ -60,7 +60,7 @@ class Simulation:
         beginning = [1] * PAGE * self.random.randrange(3)
         prompt = beginning + [self.random.randrange(VOCABULARY) for _ in range(self.random.randrange(1, 40))]
         rows = self.random.choice([1, 1, 1, 2, 4])
-        active = request_of(prompt, self.random.randrange(1, 60), self.order, rows, self.random.choice([None, 1]))
+        active = request_of(prompt, self.random.randrange(1, 200), self.order, rows, self.random.choice([None, 1]))
         self.order += 1
         if active.most_pages <= self.scheduler.pool.pages:
             self.scheduler.add(active)
@@ -88,13 +88,13 @@ class Simulation:
 
 
 def test_no_slot_is_lost_or_doubled_after_ten_thousand_events():
-    simulation = Simulation(0, rows=12, pages=40)
+    simulation = Simulation(0, rows=12, pages=45)
     for _ in range(10_000):
         event = simulation.random.choices(["add", "step", "cancel"], [3, 6, 1])[0]
         getattr(simulation, event)()
         check(simulation.scheduler)
     scheduler = simulation.scheduler
-    assert simulation.ended > 500 and scheduler.put_backs > 50 and scheduler.pool.reused_tokens > 1000
+    assert simulation.ended > 500 and scheduler.put_backs > 25 and scheduler.pool.reused_tokens > 1000
     for _ in range(20_000):
         if not (scheduler.waiting or scheduler.running):
             break
@@ -104,7 +104,7 @@ def test_no_slot_is_lost_or_doubled_after_ten_thousand_events():
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 1 << 30), rows=st.integers(4, 20), pages=st.integers(8, 60))
+@given(seed=st.integers(0, 1 << 30), rows=st.integers(4, 20), pages=st.integers(8, 90))
 def test_everything_ends_whatever_comes(seed, rows, pages):
     simulation = Simulation(seed, rows, pages)
     for _ in range(25):

@@ -17,9 +17,9 @@ from transformers import (
 
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Request
+from modelscope_polylm.generation.requests import Request
 
-# What these ask for has no place in an Answer.
+# What these ask for has no place in a Completion.
 RAW_OUTPUTS = ("return_dict_in_generate", "output_attentions", "output_hidden_states", "output_logits")
 
 
@@ -38,18 +38,28 @@ def check_options(options: GenerationOptions) -> None:
         )
 
 
-def batches(requests: Sequence[Request], options: GenerationOptions) -> list[list[int]]:
-    """Which requests are generated together, as lists of indices.
+def batches(requests: Sequence[Request], size: int) -> list[list[int]]:
+    """Which requests are generated together, as lists of at most `size` indices.
 
-    Prompts of different lengths share a batch by padding on the left, unless padding could show in the answers: with
-    options that only transformers knows, and in beam search with different limits.
+    Only requests with equal options can be. Prompts of different lengths share a batch by padding on the left, unless
+    padding could show in the answers: with options that only transformers knows, and in beam search with different
+    limits.
     """
-    limits = {request.limit for request in requests}
-    if not options.extra and (options.num_beams == 1 or len(limits) == 1):
-        return [list(range(len(requests)))]
-    by_length: dict[int, list[int]] = {}
+    alike: list[list[int]] = []
     for index, request in enumerate(requests):
-        by_length.setdefault(len(request.prompt), []).append(index)
+        group = next((group for group in alike if requests[group[0]].options == request.options), None)
+        alike.append([index]) if group is None else group.append(index)
+    parts = [group[first : first + size] for group in alike for first in range(0, len(group), size)]
+    return [batch for part in parts for batch in _unpadded(requests, part)]
+
+
+def _unpadded(requests: Sequence[Request], part: list[int]) -> list[list[int]]:
+    options, limits = requests[part[0]].options, {requests[index].max_new_tokens for index in part}
+    if not options.extra and (options.num_beams == 1 or len(limits) == 1):
+        return [part]
+    by_length: dict[int, list[int]] = {}
+    for index in part:
+        by_length.setdefault(len(requests[index].prompt), []).append(index)
     return list(by_length.values())
 
 
@@ -74,7 +84,7 @@ def generate_arguments(
     rows_of_embedding: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Everything for `generate()` but the stopping criteria.
+    """Everything for `generate()` except the stopping criteria.
 
     Args:
         requests: one batch.
@@ -85,7 +95,7 @@ def generate_arguments(
     """
     arguments: dict[str, Any] = {
         **padded_prompts(requests, options.end_tokens[0], device),
-        "max_new_tokens": max(request.limit for request in requests),
+        "max_new_tokens": max(request.max_new_tokens for request in requests),
         "num_beams": options.num_beams,
         "num_return_sequences": options.num_return_sequences,
         "do_sample": options.do_sample,
@@ -122,7 +132,7 @@ def _processor_arguments(request: Request, options: GenerationOptions) -> dict[s
         "repetition_penalty": options.repetition_penalty,
         "no_repeat_ngram_size": options.no_repeat_ngram_size,
         "bad_words_ids": options.bad_words_ids,
-        "min_new_tokens": request.minimum or None,
+        "min_new_tokens": request.min_new_tokens or None,
     }
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -137,8 +147,10 @@ def _processors(request: Request, options: GenerationOptions, device: torch.devi
         processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
     if options.bad_words_ids:
         processors.append(NoBadWordsLogitsProcessor(options.bad_words_ids, ends))
-    if request.minimum > 0:
-        processors.append(MinLengthLogitsProcessor(len(request.prompt) + request.minimum, ends, device=str(device)))
+    if request.min_new_tokens > 0:
+        processors.append(
+            MinLengthLogitsProcessor(len(request.prompt) + request.min_new_tokens, ends, device=str(device))
+        )
     return processors
 
 

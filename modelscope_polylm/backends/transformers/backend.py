@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GPT2LMHeadModel
 
-from modelscope_polylm.backends.base import Answer, Backend, Update
+from modelscope_polylm.backends.base import Backend, Completion, Delta, DeltaStream, Request
 from modelscope_polylm.backends.transformers.arguments import batches, check_options
-from modelscope_polylm.backends.transformers.generate import GenerateCall, in_background
+from modelscope_polylm.backends.transformers.generate import GenerateCall, Report
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.requests import checked_requests
-from modelscope_polylm.generation.state import Request
+from modelscope_polylm.generation.outputs import Deliver
 from modelscope_polylm.snapshot import Snapshot
 
 
@@ -38,6 +37,8 @@ class TransformersBackend(Backend):
     """
 
     name = "transformers"
+    joins_requests = False
+    window = 2
 
     def __init__(
         self,
@@ -72,34 +73,36 @@ class TransformersBackend(Backend):
         self._call = GenerateCall(self.model, snapshot.tokenizer, self.device)
         self._lock = threading.Lock()
 
-    def stream(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
-        """See `Backend.stream`."""
+    def check_options(self, options: GenerationOptions) -> None:
+        """Raw outputs of transformers are not here, nor are other rules of beam search than its own."""
         check_options(options)
-        return self._stream(checked_requests(prompts, options, self.config), options)
 
-    def _stream(
-        self, requests: Sequence[Request], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
-        answers: list[list[Answer]] = [[] for _ in requests]
-        for batch in batches(requests, options):
-            updates = self._stream_batch([requests[index] for index in batch], options)
-            found = yield from _spread(updates, batch, len(requests))
-            for index, answer in zip(batch, found, strict=True):
-                answers[index] = answer
-        return answers
-
-    def _stream_batch(
-        self, requests: Sequence[Request], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
+    def submit(
+        self,
+        requests: Sequence[Request],
+        partial: bool = True,
+        at_once: int | None = None,
+        listener: Deliver | None = None,
+    ) -> DeltaStream:
+        """Answer requests in batches of `at_once`, of one if it is None, after those that other callers wait for."""
         cancelled = threading.Event()
+        stream = DeltaStream(len(requests), cancelled.set)
+        work = (self, list(requests), at_once or 1, cancelled, partial, listener or stream.deliver)
+        threading.Thread(target=_answer, args=work, name="polylm-transformers", daemon=True).start()
+        return stream
 
-        def work(report: Callable[[Update], None]) -> list[list[Answer]]:
-            with self._turn(cancelled) as is_mine:
-                return self._call(requests, options, cancelled, report) if is_mine else []
+    def _answer_batches(
+        self, requests: Sequence[Request], size: int, cancelled: threading.Event, report: Report
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """The index and the answers of each request, batch by batch."""
+        for batch in batches(requests, size):
+            if cancelled.is_set():
+                return
 
-        return in_background(work, cancelled.set)
+            def report_one(index: int, ids: list[int], batch: list[int] = batch) -> None:
+                report(batch[index], ids)
+
+            yield from zip(batch, self._call([requests[index] for index in batch], cancelled, report_one), strict=True)
 
     @contextlib.contextmanager
     def _turn(self, cancelled: threading.Event) -> Iterator[bool]:
@@ -114,19 +117,29 @@ class TransformersBackend(Backend):
                 self._lock.release()
 
 
-def _spread(
-    updates: Generator[Update, None, list[list[Answer]]], batch: Sequence[int], count: int
-) -> Generator[Update, None, list[list[Answer]]]:
-    """The updates of a batch as updates of all `count` prompts."""
+def _answer(
+    backend: TransformersBackend,
+    requests: Sequence[Request],
+    size: int,
+    cancelled: threading.Event,
+    partial: bool,
+    deliver: Deliver,
+) -> None:
+    """What a submission's thread does."""
+    told: dict[int, int] = {}
+
+    def report(index: int, ids: list[int]) -> None:
+        if partial and ids and requests[index].rows_per_prompt == 1:
+            told[index] = told.get(index, 0) + len(ids)
+            deliver(Delta(index, ids))
+
     try:
-        while True:
-            update = dict(zip(batch, next(updates), strict=True))
-            yield [update.get(index, []) for index in range(count)]
-    except StopIteration as finished:
-        found: list[list[Answer]] = finished.value
-        return found
-    finally:
-        updates.close()
+        with backend._turn(cancelled) as is_mine:
+            if is_mine:
+                for index, found in backend._answer_batches(requests, size, cancelled, report):
+                    deliver(Delta(index, found[0].ids[told.get(index, 0) :], found[0].finish_reason, found))
+    except BaseException as error:
+        deliver(error)
 
 
 def _check_layout(snapshot: Snapshot) -> None:

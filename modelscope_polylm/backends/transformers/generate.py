@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
 
-from modelscope_polylm.backends.base import Answer, Update
+from modelscope_polylm.backends.base import Completion, Request
 from modelscope_polylm.backends.transformers.arguments import generate_arguments, wants_scores
-from modelscope_polylm.backends.transformers.hooks import AnswerEnds, TokenStreamer, beam_answers
+from modelscope_polylm.backends.transformers.hooks import RequestStoppingCriteria, TokenStreamer, beam_completions
 from modelscope_polylm.errors import DeviceError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Request
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
+
+Report = Callable[[int, list[int]], None]
+"""Takes the index of a request and the new tokens of its first answer."""
 
 # torch's generators belong to the process: one sampled generation at a time, whatever the model.
 _RANDOM_NUMBERS = threading.Lock()
@@ -37,58 +38,48 @@ class GenerateCall:
         self._vocabulary = min(tokenizer.vocab_size, model.config.vocab_size)
 
     def __call__(
-        self,
-        requests: Sequence[Request],
-        options: GenerationOptions,
-        cancelled: threading.Event,
-        report: Callable[[Update], None],
-    ) -> list[list[Answer]]:
-        """The answers to one batch, best first.
+        self, requests: Sequence[Request], cancelled: threading.Event, report: Report
+    ) -> list[list[Completion]]:
+        """The answers to one batch of requests with equal options, best first.
 
         Args:
             requests: the batch.
-            options: checked options.
             cancelled: set to end early.
-            report: gets the new tokens of each request's first answer, step by step; of beam search at the end.
+            report: gets the new tokens of each request's first answer, step by step; none of beam search.
 
         Raises:
             OptionError: options that transformers refuses.
             DeviceError: the batch does not fit into the device's memory.
         """
+        options = requests[0].options
         with _random_numbers(options), _errors_for_people(self._device):
-            answers = self._generate(requests, options, cancelled, report)
+            found = self._generate(requests, cancelled, report)
             if not wants_scores(options):
-                return answers
-            return [self._scored(request, found, options) for request, found in zip(requests, answers, strict=True)]
+                return found
+            return [self._scored(request, group) for request, group in zip(requests, found, strict=True)]
 
     def _generate(
-        self,
-        requests: Sequence[Request],
-        options: GenerationOptions,
-        cancelled: threading.Event,
-        report: Callable[[Update], None],
-    ) -> list[list[Answer]]:
-        size = self._model.config.vocab_size
+        self, requests: Sequence[Request], cancelled: threading.Event, report: Report
+    ) -> list[list[Completion]]:
+        options, size = requests[0].options, self._model.config.vocab_size
         arguments = generate_arguments(requests, options, self._vocabulary, size, self._device)
-        ends = AnswerEnds(requests, options.stop_texts, self._tokenizer, cancelled)
+        ends = RequestStoppingCriteria(requests, self._tokenizer, cancelled)
         arguments["stopping_criteria"] = StoppingCriteriaList([ends, *arguments.get("stopping_criteria", ())])
-        if options.num_beams == 1:
-            follower = arguments.get("streamer")
-            streamer = TokenStreamer(requests, options, self._tokenizer, report, follower)
-            arguments["streamer"] = streamer
-            return streamer.answers(self._model.generate(**arguments).sequences)
-        answers = beam_answers(self._model.generate(**arguments), requests, options)
-        report([best[0].ids for best in answers])
-        return answers
+        if options.num_beams > 1:
+            return beam_completions(self._model.generate(**arguments), requests)
+        streamer = TokenStreamer(requests, self._tokenizer, report, follower=arguments.get("streamer"))
+        arguments["streamer"] = streamer
+        return streamer.completions(self._model.generate(**arguments).sequences)
 
-    def _scored(self, request: Request, answers: list[Answer], options: GenerationOptions) -> list[Answer]:
+    def _scored(self, request: Request, completions: list[Completion]) -> list[Completion]:
+        options = request.options
         if options.num_beams > 1 and not options.output_logprobs:
-            return answers
-        for answer in answers:
-            logprobs = self.logprobs(request.prompt, answer.ids)
-            answer.logprobs = logprobs if options.output_logprobs else None
-            answer.score = answer.score if options.num_beams > 1 else sum(logprobs)
-        return sorted(answers, key=lambda answer: -(answer.score or 0.0))
+            return completions
+        for completion in completions:
+            logprobs = self.logprobs(request.prompt, completion.ids)
+            completion.logprobs = logprobs if options.output_logprobs else None
+            completion.score = completion.score if options.num_beams > 1 else sum(logprobs)
+        return sorted(completions, key=lambda completion: -(completion.score or 0.0))
 
     @torch.no_grad()
     def logprobs(self, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
@@ -130,47 +121,3 @@ def _errors_for_people(device: torch.device) -> Iterator[None]:
         ) from error
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise OptionError(f"transformers cannot generate with these options: {error}") from error
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def in_background(
-    work: Callable[[Callable[[Item], None]], Result], cancel: Callable[[], None]
-) -> Generator[Item, None, Result]:
-    """Yield what `work` reports, return what it returns, raise what it raises.
-
-    Args:
-        work: called in a thread, with the function that it reports items to; it never waits for the consumer.
-        cancel: called when the consumer goes away; it makes `work` return soon, which is waited for.
-    """
-    items: queue.SimpleQueue[Item | _Outcome[Result]] = queue.SimpleQueue()
-    thread = threading.Thread(target=lambda: items.put(_Outcome.of(work, items.put)), name="polylm", daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := items.get(), _Outcome):
-            yield item
-        return item.result()
-    finally:
-        cancel()
-        thread.join()
-
-
-class _Outcome(Generic[Result]):
-    """What a function returned or raised."""
-
-    def __init__(self, result: list[Result], error: BaseException | None) -> None:
-        self._result, self._error = result, error
-
-    @classmethod
-    def of(cls, work: Callable[[Callable[[Item], None]], Result], report: Callable[[Item], None]) -> _Outcome[Result]:
-        try:
-            return cls([work(report)], None)
-        except BaseException as error:
-            return cls([], error)
-
-    def result(self) -> Result:
-        if self._error is not None:
-            raise self._error
-        return self._result[0]

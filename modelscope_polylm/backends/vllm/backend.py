@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
-import queue
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import torch
 
-from modelscope_polylm.backends.base import Answer, Backend, Update
+from modelscope_polylm.backends.base import Backend, Completion, Delta, DeltaStream, Request
 from modelscope_polylm.backends.vllm.beams import search_beams
 from modelscope_polylm.backends.vllm.engine import BackgroundEngine, import_vllm
 from modelscope_polylm.backends.vllm.options import (
@@ -23,13 +24,10 @@ from modelscope_polylm.backends.vllm.options import (
     check_options,
     fixed_arguments,
     sampling_parameters,
-    wants_logprobs,
 )
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.outputs import TokenCollector, stop_test_factory
-from modelscope_polylm.generation.requests import checked_requests
-from modelscope_polylm.generation.state import Request
+from modelscope_polylm.generation.outputs import Deliver, TokenCollector
 from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
@@ -52,7 +50,6 @@ class VLLMBackend(Backend):
     """
 
     name = "vllm"
-    default_batch_size = None  # vLLM schedules lists of any length
 
     def __init__(
         self,
@@ -114,79 +111,77 @@ class VLLMBackend(Backend):
         self._unused = snapshot.config.vocab_size - self._vocabulary
         self._is_warned = False
 
-    def stream(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
-        """See `Backend.stream`."""
-        requests = self._checked(prompts, options)
-        return self._stream_beams(requests, options) if options.num_beams > 1 else self._stream(requests, options)
+    def check_options(self, options: GenerationOptions) -> None:
+        """See the table REFUSALS of `backends.vllm.options`."""
+        check_options(options)
 
-    def generate(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[list[Answer]]:
-        """See `Backend.generate`. Nothing is handed over before the end, which spares vLLM work for each token."""
-        requests = self._checked(prompts, options)
-        if options.num_beams > 1:
-            return self._beams(requests, options)
-        future = self.engine.submit(self._call(requests, options).answers(report=None))
-        try:
-            return future.result()
-        finally:
-            future.cancel()
+    def submit(
+        self,
+        requests: Sequence[Request],
+        partial: bool = True,
+        at_once: int | None = None,
+        listener: Deliver | None = None,
+    ) -> DeltaStream:
+        """Hand requests to vLLM, which runs them together with all others."""
+        futures: list[Future[None]] = []
+        stream = DeltaStream(len(requests), lambda: _cancel_all(futures))
+        deliver = listener or stream.deliver
+        if any(request.options.num_beams > 1 for request in requests):
+            self._warn_of_beams()
+        future = self.engine.submit(self._answer(requests, partial, at_once or len(requests), deliver))
+        futures.append(future)
+        future.add_done_callback(functools.partial(_deliver_error, deliver))
+        return stream
 
     def close(self) -> None:
         """Stop vLLM and its processes, which otherwise end with the program."""
         self.engine.close()
 
-    def _checked(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[Request]:
-        check_options(options)
-        return checked_requests(prompts, options, self.config)
-
-    def _call(self, requests: Sequence[Request], options: GenerationOptions) -> VLLMCall:
+    async def _answer(self, requests: Sequence[Request], partial: bool, at_once: int, deliver: Deliver) -> None:
+        """Run all requests; the first one that fails ends the others."""
         allowed = list(range(self._vocabulary)) if self._unused else None
-        return VLLMCall(self.engine, requests, options, self._tokenizer, allowed)
+        turn = asyncio.Semaphore(at_once)
 
-    def _stream(
-        self, requests: Sequence[Request], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
-        items: queue.SimpleQueue[tuple[int, list[int]] | None] = queue.SimpleQueue()
-        work = self._call(requests, options).answers(lambda index, ids: items.put((index, ids)))
-        future = self.engine.submit(work)
-        future.add_done_callback(lambda _: items.put(None))
+        async def answer(index: int) -> None:
+            async with turn:
+                request = requests[index]
+                if request.options.num_beams > 1:
+                    found = await search_beams(self.engine, request, self._vocabulary, self._unused)
+                    deliver(Delta(index, found[0].ids, found[0].finish_reason, found))
+                else:
+                    call = VLLMCall(self.engine, request, self._tokenizer, allowed)
+                    await call.answer(partial, functools.partial(_deliver_part, deliver, index))
+
+        tasks = [asyncio.ensure_future(answer(index)) for index in range(len(requests))]
         try:
-            is_running = True
-            while is_running:
-                update, is_running = _waiting(items, len(requests))
-                if any(update):
-                    yield update
-            return future.result()
+            await asyncio.gather(*tasks)
         finally:
-            future.cancel()
+            for task in tasks:
+                task.cancel()
 
-    def _stream_beams(
-        self, requests: Sequence[Request], options: GenerationOptions
-    ) -> Generator[Update, None, list[list[Answer]]]:
-        answers = self._beams(requests, options)
-        yield [best[0].ids for best in answers]
-        return answers
-
-    def _beams(self, requests: Sequence[Request], options: GenerationOptions) -> list[list[Answer]]:
+    def _warn_of_beams(self) -> None:
         if not self._is_warned:
             self._is_warned = True
             logger.warning(
-                "num_beams=%d: vLLM has no beam search on the GPU, and every step of a beam is a request of its own. "
-                "backend='native' is faster; num_beams=1 is what vLLM is made for.",
-                options.num_beams,
+                "num_beams: vLLM has no beam search on the GPU, and every step of a beam is a request of its own. "
+                "backend='native' is faster; num_beams=1 is what vLLM is made for."
             )
-        return search_beams(self.engine, requests, options, self._vocabulary, self._unused)
 
 
-def _waiting(items: queue.SimpleQueue[tuple[int, list[int]] | None], count: int) -> tuple[Update, bool]:
-    """All that waits in the queue, at least one item, as one update of `count` prompts; and whether more may come."""
-    update: Update = [[] for _ in range(count)]
-    while (item := items.get()) is not None:
-        update[item[0]] += item[1]
-        if items.empty():
-            return update, True
-    return update, False
+def _cancel_all(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _deliver_error(deliver: Deliver, future: Future[None]) -> None:
+    error = CancelledError() if future.cancelled() else future.exception()
+    if error is not None:
+        deliver(error)
+
+
+def _deliver_part(deliver: Deliver, index: int, ids: list[int], completions: list[Completion] | None) -> None:
+    reason = None if completions is None else completions[0].finish_reason
+    deliver(Delta(index, ids, reason, completions))
 
 
 def form_problems(snapshot: Snapshot) -> list[str]:
@@ -215,80 +210,55 @@ def check_form(snapshot: Snapshot) -> None:
         )
 
 
-Report = Callable[[int, list[int]], None]
-"""Takes the number of a prompt and the new tokens of its first answer."""
+Report = Callable[[list[int], "list[Completion] | None"], None]
+"""Takes the new tokens of the best answer and, at the end, all answers."""
 
 
 class VLLMCall:
-    """Greedy search or sampling for some prompts.
+    """Greedy search or sampling for one prompt.
 
     Args:
-        engine: what runs them.
-        requests: the prompts.
-        options: checked options.
+        engine: what runs it.
+        request: the prompt and its options.
         tokenizer: reads the text for stop strings.
         allowed_ids: the only ids that may be generated; None where these are all.
     """
 
     def __init__(
-        self,
-        engine: BackgroundEngine,
-        requests: Sequence[Request],
-        options: GenerationOptions,
-        tokenizer: PolyLMTokenizer,
-        allowed_ids: list[int] | None,
+        self, engine: BackgroundEngine, request: Request, tokenizer: PolyLMTokenizer, allowed_ids: list[int] | None
     ) -> None:
-        self._engine, self._requests, self._options, self._allowed_ids = engine, requests, options, allowed_ids
-        self._group = options.num_return_sequences
-        stop_tests = stop_test_factory(tokenizer, options.stop_texts)
-        self._collector = TokenCollector(requests, self._group, options, stop_tests)
-        self._logprobs: list[list[float]] = [[] for _ in range(len(requests) * self._group)]
+        self._engine, self._request = engine, request
+        self._fields = sampling_parameters(request, allowed_ids)
+        self._rows = range(request.options.num_return_sequences)
+        self._collector = TokenCollector(request, tokenizer)
 
-    async def answers(self, report: Report | None) -> list[list[Answer]]:
-        """Run all requests; returns the answers of each, best first. Without `report` nothing is known before."""
-        tasks = [asyncio.ensure_future(self._follow(index, report)) for index in range(len(self._requests))]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            # where one has failed, or the caller has gone
-            for task in tasks:
-                task.cancel()
-        return self._scored(self._collector.unscored())
-
-    async def _follow(self, index: int, report: Report | None) -> None:
-        """Take the tokens of a request until all its answers have ended, perhaps by a stop string that vLLM ignores."""
-        fields = sampling_parameters(self._options, self._requests[index], index, self._allowed_ids)
-        streaming = report is not None or bool(self._options.stop_texts)
-        rows = range(index * self._group, (index + 1) * self._group)
-        generated = self._engine.outputs(self._requests[index].prompt, fields, streaming)
-        async with contextlib.aclosing(generated) as completions:
-            async for completion in completions:
-                new = self._take(rows[completion.index], completion)
-                if report and new and completion.index == 0:
-                    report(index, new)
-                if not any(map(self._collector.is_open, rows)):
+    async def answer(self, partial: bool, report: Report) -> None:
+        """Take tokens until all answers have ended, perhaps by a stop string that vLLM does not know."""
+        reports = partial and len(self._rows) == 1
+        streaming = reports or bool(self._request.options.stop_texts)
+        told = 0
+        generated = self._engine.outputs(self._request.prompt, self._fields, streaming)
+        async with contextlib.aclosing(generated) as parts:
+            async for part in parts:
+                new = self._take(part)
+                if not any(map(self._collector.is_open, self._rows)):
+                    completions = self._collector.completions()
+                    report(completions[0].ids[told:], completions)
                     return
+                if reports and new:
+                    told += len(new)
+                    report(new, None)
         raise DeviceError(
             "vLLM ended a request before its answer was complete: its log says why; load the model again."
         )
 
-    def _take(self, row: int, completion: Any) -> list[int]:
+    def _take(self, part: Any) -> list[int]:
         """Collect new tokens of an answer; returns those that belong to it."""
         taken: list[int] = []
-        for position, token in enumerate(completion.token_ids):
-            if not self._collector.is_open(row):
+        for position, token in enumerate(part.token_ids):
+            if not self._collector.is_open(part.index):
                 break
-            if self._collector.take(row, token):
+            logprob = None if part.logprobs is None else part.logprobs[position][token].logprob
+            if self._collector.take(part.index, token, logprob):
                 taken.append(token)
-                if completion.logprobs is not None:
-                    self._logprobs[row].append(completion.logprobs[position][token].logprob)
         return taken
-
-    def _scored(self, answers: list[list[Answer]]) -> list[list[Answer]]:
-        if not wants_logprobs(self._options):
-            return answers
-        every = [answer for group in answers for answer in group]
-        for answer, logprobs in zip(every, self._logprobs, strict=True):
-            answer.score = sum(logprobs)
-            answer.logprobs = logprobs if self._options.output_logprobs else None
-        return [sorted(group, key=lambda answer: -(answer.score or 0.0)) for group in answers]

@@ -14,71 +14,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelscope_polylm.backends.base import Answer
+from modelscope_polylm.backends.base import Completion, Request
 from modelscope_polylm.backends.vllm.engine import BackgroundEngine
-from modelscope_polylm.generation.beam import IMPOSSIBLE, BeamSearch
-from modelscope_polylm.generation.lm_head import OutputLayer
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.outputs import BeamCollector
-from modelscope_polylm.generation.state import Request, Rows
+from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.lm_head import LMHead
+from modelscope_polylm.generation.outputs import beam_completions
+from modelscope_polylm.generation.state import IMPOSSIBLE, BatchState, NewRow
+
+Candidates = list[tuple[float, int]]
+"""Log-probability and id of the best next tokens of a row, best first."""
 
 
-def search_beams(
-    engine: BackgroundEngine, requests: Sequence[Request], options: GenerationOptions, vocab_limit: int, unused: int
-) -> list[list[Answer]]:
-    """The best beams of each request.
+async def search_beams(engine: BackgroundEngine, request: Request, vocab_limit: int, unused: int) -> list[Completion]:
+    """The best beams of a request.
 
     Args:
         engine: what runs the steps.
-        requests: the prompts.
-        options: checked options with several beams.
+        request: a prompt with several beams.
         vocab_limit: ids at or above it are never generated.
         unused: how many such ids the network knows.
     """
-    positions = max(len(request.prompt) + request.limit for request in requests)
-    rows = Rows(len(requests), options.num_beams, positions, torch.device("cpu"))
-    rows.begin(requests)
-    layer = RemoteOutputLayer(engine, options.end_tokens, vocab_limit, unused)
-    search = BeamSearch(rows, layer, torch.tensor(options.end_tokens), options)
-    search.begin()
-    collector = BeamCollector(requests, search, options)
-    no_hidden = torch.empty(len(requests) * options.num_beams, 0)
+    options, length = request.options, len(request.prompt)
+    beams, rows = options.num_beams, torch.arange(options.num_beams)
+    state = BatchState(beams, length + request.max_new_tokens, torch.device("cpu"))
+    new = NewRow(request.prompt, length, request.max_new_tokens, request.min_new_tokens, options)
+    state.begin(rows.tolist(), [new] * beams, [[]] * beams)
+    state.begin_beams([rows.tolist()], [options.length_penalty])
+    head = RemoteLMHead(vocab_limit, options.end_tokens)
+    search = BeamSearch(state, head, beams, len(options.end_tokens), options.beam_rules != "5", options.early_stopping)
+    wanted = min(min(search.candidates, vocab_limit) + len(options.end_tokens) + unused, vocab_limit + unused)
     while True:
-        search.select(no_hidden)
-        collector.collect(search.report)
-        if collector.finished:
-            return collector.answers(rows)
-        rows.advance()
+        head.candidates = await _ask(engine, state, beams, wanted)
+        search.select(torch.empty(beams, 0), rows)
+        if state.step_output[0, 0]:
+            known = int(state.lengths[0]) + 1
+            return beam_completions(request, state.finished_beams[:beams].tolist(), state.history[:, :known].tolist())
+        state.advance(rows)
 
 
-class RemoteOutputLayer(OutputLayer):
-    """Asks vLLM for the best continuations instead of computing them from hidden states.
+class RemoteLMHead(LMHead):
+    """Hands out candidates that vLLM has computed.
 
     Args:
-        engine: what computes them.
-        end_tokens: not among them below a row's minimum.
         vocab_limit: ids at or above it are never among them.
-        unused: how many such ids the network knows.
+        end_tokens: not among them below a row's minimum.
+
+    Attributes:
+        candidates: of each row; those of a row that was not asked for are empty.
     """
 
-    def __init__(self, engine: BackgroundEngine, end_tokens: Sequence[int], vocab_limit: int, unused: int) -> None:
+    def __init__(self, vocab_limit: int, end_tokens: Sequence[int]) -> None:
         super().__init__(torch.empty(0), vocab_limit)
-        self._engine, self._ends, self._unused = engine, set(end_tokens), unused
+        self._ends = set(end_tokens)
+        self.candidates: list[Candidates] = []
 
     @property
     def reads_ids(self) -> bool:
-        """See `OutputLayer.reads_ids`: `best` hands them over."""
+        """They are sent to vLLM."""
         return True
 
-    def best(self, hidden: Tensor, rows: Rows, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """See `OutputLayer.best`; `hidden` [rows, 0] holds nothing."""
-        logprobs = torch.full((len(hidden), count), IMPOSSIBLE)
-        ids = torch.zeros(len(hidden), count, dtype=torch.int64)
-        asked = self._differing(rows)
-        found = self._engine.submit(self._ask(rows, asked, count)).result()
-        short = (rows.generated() < rows.minimums).tolist()
-        for row, candidates in zip(asked, found, strict=True):
-            kept = [(value, id) for value, id in candidates if self._is_allowed(id, short[row])][:count]
+    def best(self, hidden: Tensor, state: BatchState, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The allowed ones among the candidates; `hidden` [rows, 0] holds nothing."""
+        logprobs = torch.full((len(rows), count), IMPOSSIBLE)
+        ids = torch.zeros(len(rows), count, dtype=torch.int64)
+        short = bool(state.generated(rows)[0] < state.minimums[0])
+        for row, candidates in enumerate(self.candidates):
+            kept = [(value, id) for value, id in candidates if self._is_allowed(id, short)][:count]
             logprobs[row, : len(kept)] = torch.tensor([value for value, _ in kept])
             ids[row, : len(kept)] = torch.tensor([id for _, id in kept])
         return logprobs, logprobs, ids
@@ -86,23 +87,20 @@ class RemoteOutputLayer(OutputLayer):
     def _is_allowed(self, id: int, is_short: bool) -> bool:
         return id < self.vocab_limit and not (is_short and id in self._ends)
 
-    def _differing(self, rows: Rows) -> list[int]:
-        """Rows whose candidates count: of prompts that are not done, and at the first step one of each."""
-        is_first, is_done = (rows.generated() == 0).tolist(), rows.finished.tolist()
-        every = range(rows.prompts * rows.group)
-        return [row for row in every if not is_done[row] and not (is_first[row] and row % rows.group)]
 
-    async def _ask(self, rows: Rows, asked: Sequence[int], count: int) -> list[list[tuple[float, int]]]:
-        known = self.vocab_limit + self._unused
-        wanted = min(count + len(self._ends) + self._unused, known)
-        return await asyncio.gather(
-            *(self._candidates(rows.ids[row, : int(rows.lengths[row])].tolist(), wanted) for row in asked)
-        )
+async def _ask(engine: BackgroundEngine, state: BatchState, beams: int, wanted: int) -> list[Candidates]:
+    """The candidates of each beam; at the first step all beams are equal, and one is asked for."""
+    length = int(state.lengths[0])
+    asked = 1 if length == int(state.prompt_lengths[0]) else beams
+    texts = state.ids[:asked, :length].tolist()
+    found = await asyncio.gather(*(_candidates(engine, ids, wanted) for ids in texts))
+    return [*found, *([] for _ in range(beams - asked))]
 
-    async def _candidates(self, prompt: list[int], count: int) -> list[tuple[float, int]]:
-        """The `count` best next tokens with their log-probabilities, best first."""
-        fields = {"max_tokens": 1, "temperature": 0.0, "logprobs": count, "ignore_eos": True, "detokenize": False}
-        found: dict[int, Any] = {}
-        async for completion in self._engine.outputs(prompt, fields, streaming=False):
-            found = completion.logprobs[0]
-        return sorted(((entry.logprob, id) for id, entry in found.items()), key=lambda pair: (-pair[0], pair[1]))
+
+async def _candidates(engine: BackgroundEngine, prompt: list[int], count: int) -> Candidates:
+    """The `count` best next tokens with their log-probabilities, best first."""
+    fields = {"max_tokens": 1, "temperature": 0.0, "logprobs": count, "ignore_eos": True, "detokenize": False}
+    found: dict[int, Any] = {}
+    async for part in engine.outputs(prompt, fields, streaming=False):
+        found = part.logprobs[0]
+    return sorted(((entry.logprob, id) for id, entry in found.items()), key=lambda pair: (-pair[0], pair[1]))

@@ -11,7 +11,7 @@ import torch
 
 from modelscope_polylm.errors import DeviceError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Request
+from modelscope_polylm.generation.requests import Request
 from modelscope_polylm.snapshot import Snapshot
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 2.0
@@ -35,8 +35,8 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule("max_tokens", ("max_new_tokens", "max_length"), lambda options, request: request.limit),
-    Rule("min_tokens", ("min_new_tokens", "min_length"), lambda options, request: request.minimum),
+    Rule("max_tokens", ("max_new_tokens", "max_length"), lambda options, request: request.max_new_tokens),
+    Rule("min_tokens", ("min_new_tokens", "min_length"), lambda options, request: request.min_new_tokens),
     Rule("temperature", ("do_sample", "temperature"), lambda options, _: options.temperature * options.do_sample),
     Rule("top_k", ("top_k",), lambda options, _: options.top_k),
     Rule("top_p", ("top_p",), lambda options, _: max(options.top_p, LEAST_TOP_P)),
@@ -54,10 +54,10 @@ RULES = (
 ELSEWHERE = {
     "pad_token_id": "plugin/model.py fills rows of different lengths with it",
     "stop_strings": "the answer is read here, and its request aborted",
-    "num_beams": "vllm_beams.py",
-    "early_stopping": "vllm_beams.py",
-    "length_penalty": "vllm_beams.py",
-    "beam_rules": "vllm_beams.py",
+    "num_beams": "backends/vllm/beams.py",
+    "early_stopping": "backends/vllm/beams.py",
+    "length_penalty": "backends/vllm/beams.py",
+    "beam_rules": "backends/vllm/beams.py",
 }
 """Options that are followed here and not in vLLM, and where."""
 
@@ -121,22 +121,14 @@ def wants_logprobs(options: GenerationOptions) -> bool:
     return options.output_scores or options.output_logprobs or options.num_return_sequences > 1
 
 
-def sampling_parameters(
-    options: GenerationOptions, request: Request, index: int, allowed_ids: list[int] | None
-) -> Mapping[str, Any]:
+def sampling_parameters(request: Request, allowed_ids: list[int] | None) -> Mapping[str, Any]:
     """The fields of SamplingParams for a request.
 
     Args:
-        options: checked options.
-        request: the prompt and its limits.
-        index: of the prompt in the call. vLLM draws for each answer from a generator of its own, so equal prompts of
-            one call need different seeds; the first has the seed that was asked for.
+        request: the prompt, its limits and its options.
         allowed_ids: the only token ids that may be generated; None where these are all.
     """
-    fields = {rule.parameter: rule.value(options, request) for rule in RULES}
-    if options.seed is not None:
-        # vLLM adds the number of the answer; its generators take 64 bits.
-        fields["seed"] = (options.seed + index * options.num_return_sequences) % 2**63
+    fields = {rule.parameter: rule.value(request.options, request) for rule in RULES}
     if allowed_ids is not None:
         fields["allowed_token_ids"] = allowed_ids
     return fields
