@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from modelscope_polylm.terminal.models import find_model, model_names, published
+from modelscope_polylm.releases import named_release
+from modelscope_polylm.terminal.models import find_model, model_names
 
 if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot
@@ -43,7 +44,7 @@ def run_vllm_server(
     from modelscope_polylm.backends.vllm.engine import check_vllm
 
     check_vllm()  # before anything large is downloaded or written
-    release = published(model)
+    release = named_release(model)
     name = release.name if release else None
     command = vllm_command(find_model(model), model, host, port, name, extra_arguments)
     environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
