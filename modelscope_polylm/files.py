@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 HASH_BLOCK_BYTES = 1 << 24
@@ -18,57 +17,57 @@ def cache_root() -> Path:
     return Path(get_default_config().cache_dir)
 
 
-def file_sha256(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
-    """The hexadecimal sha256 of a file's contents.
-
-    Args:
-        path: a regular file.
-        progress: called with the number of bytes of each block that was read.
-    """
+def file_sha256(path: Path) -> str:
+    """The hexadecimal sha256 of a file's contents."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
-            progress(len(block))
     return digest.hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that a reader sees whole or not at all, also after a power failure."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        new.write_text(text, encoding="utf-8")
+        flush_to_disk(new)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    flush_to_disk(path.parent)
 
 
-@contextlib.contextmanager
-def locked(descriptor: int, when_taken: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a lock on an open file or folder that other processes respect; the lock ends with the process.
+def flush_to_disk(path: Path) -> None:
+    """Return when a file's contents, or the names in a folder, would survive a power failure."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:  # a folder on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int, when_held: Callable[[], None] = lambda: None) -> None:
+    """Lock an open file or folder against other processes, until it is closed or this process ends.
 
     Args:
         descriptor: of the file or folder.
-        when_taken: called before waiting for the process that holds the lock; what it raises ends the wait.
+        when_held: called before waiting for the process that holds the lock; what it raises ends the wait.
 
-    File systems and platforms without locks are used without one.
+    Where the platform or the file system has no locks, nothing is locked.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if when_taken is not None:
-            when_taken()
+        when_held()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:  # a network file system without locks
-        yield
         return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
