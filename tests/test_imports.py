@@ -18,15 +18,17 @@ PACKAGE = "modelscope_polylm"
 
 # What each room may import: the floors below it. A room is a folder or file of the package; "" is the package itself.
 FLOORS = (
-    ("errors", "releases", "files"),
+    ("errors", "releases"),
+    ("files",),
     ("text", "network"),
-    ("snapshot",),
     ("generation",),
+    ("snapshot",),
     ("backends",),
     ("packaging",),
     ("hub",),
     ("generator",),
-    ("conversation",),
+    ("training",),
+    ("conversation", "openai_requests"),
     ("plugin",),
     ("", "terminal"),
     ("cli", "serve", "web"),
