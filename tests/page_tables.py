@@ -140,7 +140,7 @@ def default_of(parameter: Any) -> str:
 
 
 def speed_table() -> Table:
-    """Decoding beside other engines: the limit is the shortest time in which the run read the weights."""
+    """Decode speed of all engines. The limit is the shortest time in which the run read the weights."""
     run, kinds = SPEED_RUN
     files = [json.loads((RESULTS / f"{run}-{kind}.json").read_text(encoding="utf-8")) for kind in kinds]
     measured = {(result["engine"], result["work"]): result for file in files for result in file["results"]}
