@@ -1,6 +1,6 @@
 """The ASGI application: OpenAI's paths, health and metrics, and errors in OpenAI's form.
 
-FastAPI and uvicorn carry it. LitServe with its OpenAI spec was tried first; docs/contributing.md says why it does not fit.
+It stands on FastAPI and uvicorn; docs/contributing.md says why, and not on LitServe.
 """
 
 from __future__ import annotations
