@@ -18,6 +18,7 @@ from modelscope_polylm import errors
 from modelscope_polylm.generation.options import TRANSFORMERS_ONLY, option_fields
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.prompts import FORMATS
+from tests.test_imports import FLOORS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -198,6 +199,17 @@ def formats_table() -> Table:
     return Table(["format", "last turn", "earlier turns"], rows)
 
 
+def layers_table() -> Table:
+    """Modules and subpackages from the lowest layer up, without the package itself and its entry points."""
+    rows = []
+    for layer, names in enumerate(FLOORS, start=1):
+        for name in names:
+            is_folder = (ROOT / "modelscope_polylm" / name).is_dir()
+            if name and name not in ("__main__", "modelscope_command"):
+                rows.append([code(f"{name}/" if is_folder else f"{name}.py"), str(layer), ""])
+    return Table(["module", "layer", "what it holds"], rows, by_hand=1)
+
+
 def vllm_options_table() -> Table:
     from modelscope_polylm.backends.vllm.options import ELSEWHERE, REFUSALS, RULES
 
@@ -217,6 +229,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "commands": commands_table,
     "errors": errors_table,
     "formats": formats_table,
+    "layers": layers_table,
     "option_values": option_values_table,
     "options": options_table,
     "releases": releases_table,

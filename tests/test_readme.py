@@ -131,6 +131,13 @@ def test_what_pages_name_exists(page: str) -> None:
     assert [module for module in modules if not (ROOT / f"{module.replace('.', '/')}.py").exists()] == []
 
 
+def test_modules_that_inside_names_exist() -> None:
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`", read("docs/inside.md"))
+    files = [name if name.startswith("tests/") else f"modelscope_polylm/{name}" for name in named]
+    assert len(files) > 30
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
 @pytest.mark.parametrize("page", TRANSLATED)
 def test_translations_have_the_same_parts(page: str) -> None:
     original = TRANSLATED[page]
