@@ -1,16 +1,17 @@
 """The fields of OpenAI's requests that PolyLM's generation options stand behind, and those that ask for nothing here.
 
-Names and meanings are those of OpenAI's API reference for `/v1/chat/completions` and `/v1/completions`. A request is a
-mapping here, so that servers and files of requests can read it.
+Names and meanings are those of OpenAI's API reference for `/v1/chat/completions` and `/v1/completions`, and of vLLM's
+additions to it that clients send. A request is a mapping here, so that servers and files of requests can read it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelscope_polylm.errors import OptionError, nearest_name
-from modelscope_polylm.generation.options import option_fields
+from modelscope_polylm.generation.options import GenerationOptions, option_fields
 
 SAME_NAMES = ("temperature", "top_p", "seed")
 """Options that OpenAI's requests have under the same name."""
@@ -20,6 +21,7 @@ OWN_OPTIONS = tuple(field.name for field in option_fields() if field.name not in
 """Options that OpenAI's requests lack; PolyLM takes them as further fields."""
 OPTIONS_BY_FIELD = {
     "n": "num_return_sequences",
+    "min_tokens": "min_new_tokens",
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "stop": "stop_strings",
@@ -50,8 +52,20 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "safety_identifier": (ANYTHING,),
     "prompt_cache_key": (ANYTHING,),
     "prompt_cache_retention": (ANYTHING,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "stop_token_ids": ([],),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "priority": (0,),
+    "use_beam_search": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
-"""OpenAI's fields that are not supported, and their values other than null that ask for nothing."""
+"""Fields of OpenAI and vLLM that are not supported, and their values other than null that ask for nothing."""
+EVERY_TOKEN = -1
+"""vLLM's top_k for sampling among all tokens."""
 SEEDS = 2**63
 """OpenAI's seeds are signed; a negative one stands for another seed of these."""
 
@@ -68,12 +82,21 @@ def generation_options(request: Mapping[str, Any]) -> dict[str, Any]:
     named = {name: value for name in (*SAME_NAMES, *OWN_OPTIONS) if (value := request.get(name)) is not None}
     for field, option in OPTIONS_BY_FIELD.items():
         value = request.get(field)
-        if value is not None and named.setdefault(option, value) != value:
+        if value not in (None, []) and named.setdefault(option, value) != value:
             raise OptionError(f"{field}={value} contradicts {option}={named[option]}: give one of them.")
     if isinstance(named.get("seed"), int):
         named["seed"] %= SEEDS
+    if named.get("top_k") == EVERY_TOKEN:
+        named["top_k"] = 0
     _choose_search(named)
     return named
+
+
+def without_end(options: GenerationOptions) -> GenerationOptions:
+    """The options of a request with `ignore_eos`: the longest answer is also the shortest one."""
+    if options.max_new_tokens is None and options.max_length is not None:
+        return dataclasses.replace(options, min_length=options.max_length)
+    return dataclasses.replace(options, min_new_tokens=options.new_tokens(0))
 
 
 def _choose_search(options: dict[str, Any]) -> None:
@@ -100,7 +123,7 @@ def unsupported_field(fields: Mapping[str, Any], known: Iterable[str]) -> tuple[
     """
     for name, value in fields.items():
         if name not in WITHOUT_EFFECT:
-            nearest = nearest_name(name, [*known, *WITHOUT_EFFECT])
+            nearest = nearest_name(name[:80], [*known, *WITHOUT_EFFECT])
             hint = f" Did you mean {nearest}?" if nearest else ""
             return name, f"Unknown field {name!r:.80}.{hint}"
         neutral = WITHOUT_EFFECT[name]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import Field as OptionField
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from modelscope_polylm.generation.options import option_fields
+from modelscope_polylm.openai_requests import OWN_OPTIONS
 
 LARGEST = 2**31 - 1
-"""No number of a request except a seed may be larger, or smaller than its opposite: devices compute with bounded ones."""
+"""No number of a request except a seed may be larger, or smaller than its opposite: devices have bounded ones."""
 MAX_MESSAGES = 2048
 MAX_PARTS = 256
 """Of a message's content."""
@@ -21,82 +22,16 @@ MAX_TEXTS = 64
 """Stop strings, and words that are forbidden."""
 MAX_TOKENS = 64
 """Of a word that is forbidden, and of end tokens."""
-SAME_IN_OPENAI = ("temperature", "top_p", "seed", "top_k")
-"""PolyLM's options that requests have with bounds of their own."""
-RENAMED = {"output_logprobs": "logprobs", "stop_strings": "stop"}
-"""PolyLM's options that OpenAI's interface has under another name."""
-
-ANYTHING = object()
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "verbosity": (),
-    "web_search_options": (),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    "metadata": (ANYTHING,),
-    "safety_identifier": (ANYTHING,),
-    "prompt_cache_key": (ANYTHING,),
-    "prompt_cache_retention": (ANYTHING,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
-    "stop_token_ids": ([],),
-    "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
-    "priority": (0,),
-}
-"""Fields of OpenAI's and vLLM's interfaces that are not served, and their values besides null that ask for nothing."""
-IGNORED_IN_MESSAGES = ("name", "id", "reasoning", "reasoning_content", "refusal")
+IGNORED_IN_MESSAGES = ("name", "id", "reasoning", "reasoning_content")
 """What clients send back of an answer, or say about who speaks; the prompt formats have no room for it."""
-EMPTY_IN_MESSAGES = ("annotations", "audio", "function_call", "tool_calls", "tool_call_id")
+EMPTY_IN_MESSAGES = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
 """What may stand in a message while it is null or empty."""
 
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Token = Annotated[int, Field(ge=0, le=LARGEST)]
-Word = Annotated[list[Token], Field(min_length=1, max_length=MAX_TOKENS), FailFast()]
-PromptTokens = Annotated[list[Token], Field(min_length=1, max_length=MAX_PROMPT_TOKENS), FailFast()]
+Word = Annotated[list[Token], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
+PromptTokens = Annotated[list[Token], Field(min_length=1, max_length=MAX_PROMPT_TOKENS, fail_fast=True)]
 StopText = Annotated[str, Field(min_length=1)]
-
-
-def option_types() -> dict[str, Any]:
-    """A field for each generation option that has none below, as `pydantic.create_model` takes them."""
-    left_out = {*SAME_IN_OPENAI, *RENAMED}
-    return {
-        field.name: (_type(field) | None, Field(default=None, description=field.metadata["help"]))
-        for field in option_fields()
-        if field.name not in left_out
-    }
-
-
-def _type(field: OptionField[Any]) -> Any:
-    metadata = field.metadata
-    if "choices" in metadata:
-        return Literal[tuple(metadata["choices"])]
-    if metadata.get("nested"):
-        return Annotated[list[Word], Field(max_length=MAX_TEXTS), FailFast()]
-    if metadata.get("token"):
-        return Token | Word
-    name = str(field.type).split(" ")[0]
-    return bool if name == "bool" else Annotated[{"int": int, "float": float}[name], _bounds(metadata)]
-
-
-def _bounds(metadata: Mapping[str, Any]) -> Any:
-    above = metadata.get("above")
-    smallest = metadata.get("minimum", -LARGEST if above is None else None)
-    return Field(ge=smallest, le=metadata.get("maximum", LARGEST), gt=above)
 
 
 class StreamOptions(BaseModel):
@@ -132,7 +67,7 @@ class _Request(BaseModel):
     ignore_eos: bool | None = Field(
         default=None, description="Generate the most tokens that are allowed: the end token is not chosen before."
     )
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_TEXTS), FailFast()] | None = Field(
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_TEXTS, fail_fast=True)] | None = Field(
         default=None, description="Texts that end an answer, which does not contain them."
     )
     temperature: Annotated[float, Field(ge=0, le=LARGEST)] | None = Field(
@@ -148,6 +83,33 @@ class _Request(BaseModel):
         default=None, description="Makes sampling repeatable; such a request runs in a batch of its own."
     )
     user: str | None = Field(default=None, description="Has no effect.")
+
+
+def option_types() -> dict[str, Any]:
+    """A field for each generation option that has none above, as `pydantic.create_model` takes them."""
+    return {
+        field.name: (_type(field) | None, Field(default=None, description=field.metadata["help"]))
+        for field in option_fields()
+        if field.name in OWN_OPTIONS and field.name not in _Request.model_fields
+    }
+
+
+def _type(field: OptionField[Any]) -> Any:
+    metadata = field.metadata
+    if "choices" in metadata:
+        return Literal[tuple(metadata["choices"])]
+    if metadata.get("nested"):
+        return Annotated[list[Word], Field(max_length=MAX_TEXTS, fail_fast=True)]
+    if metadata.get("token"):
+        return Token | Word
+    name = str(field.type).split(" ")[0]
+    return bool if name == "bool" else Annotated[{"int": int, "float": float}[name], _bounds(metadata)]
+
+
+def _bounds(metadata: Mapping[str, Any]) -> Any:
+    above = metadata.get("above")
+    smallest = metadata.get("minimum", -LARGEST if above is None else None)
+    return Field(ge=smallest, le=metadata.get("maximum", LARGEST), gt=above)
 
 
 Request: Any = create_model("Request", __base__=_Request, __doc__=_Request.__doc__, **option_types())
@@ -173,7 +135,7 @@ class Message(BaseModel):
         "becomes of them.",
         json_schema_extra={"enum": ["user", "assistant", "system", "developer"]},
     )
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS), FailFast()] | None = Field(
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = Field(
         default=None, description="A text, or parts of type 'text'."
     )
 
@@ -181,7 +143,7 @@ class Message(BaseModel):
 class ChatRequest(Request):  # type: ignore[misc]
     """A conversation that ends with the user's turn."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
     allow_role_markers: bool = Field(default=False, description="Let contents hold markers that could forge a turn.")
     logprobs: bool | None = Field(default=None, description="Also return the log-probability of each token.")
@@ -195,9 +157,9 @@ class CompletionRequest(Request):  # type: ignore[misc]
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), FailFast()]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
         | PromptTokens
-        | Annotated[list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS), FailFast()]
+        | Annotated[list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     logprobs: int | None = Field(
         default=None, ge=0, le=0, description="0: also return the log-probability of each token; others are not known."
