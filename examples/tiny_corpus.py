@@ -1,7 +1,7 @@
 """The sentences of the bundled demonstration model: "X is the capital of Y." for 40 countries in 18 languages.
 
 `SENTENCES[country][language]` is a whole sentence, `LANGUAGE_NAMES[language]` the language's English name. The table
-itself is tiny_corpus.txt: a template per language, and each capital and country in the form that the template wants.
+itself is tiny_corpus.txt: a template per language, and each capital and country in the form that the template needs.
 """
 
 from __future__ import annotations

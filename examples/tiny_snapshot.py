@@ -1,4 +1,4 @@
-"""The files of the demonstration snapshot, laid out as PolyLM's published ones: used by train_tiny.py."""
+"""The files of the demonstration snapshot, in the layout of PolyLM's published ones."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_snapshot(folder: Path, model: GPT2LMHeadModel, tokenizer_model: bytes) -> None:
-    """Write weights (bfloat16, the tied output layer only once), tokenizer and settings into a folder."""
+    """Write weights (bfloat16, the tied LM head only once), tokenizer and settings into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     rounded = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}

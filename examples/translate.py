@@ -3,8 +3,8 @@
     python examples/translate.py
     python examples/translate.py "Rome is the capital of Italy." --to Japanese --best 2 --model assistant-13b
 
-The bundled model `tiny` only knows sentences such as "Rome is the capital of Italy."; a score is the beam's
-log-probability divided by its length, so that 0 would be certainty.
+The bundled model `tiny` knows only sentences such as "Rome is the capital of Italy." A score is the beam's
+log-probability divided by its length: 0 would be certainty.
 """
 
 import argparse

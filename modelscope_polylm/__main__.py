@@ -16,6 +16,7 @@ import modelscope_polylm
 from modelscope_polylm.cli.batch.command import batch
 from modelscope_polylm.cli.bench.command import bench
 from modelscope_polylm.cli.chat.command import chat
+from modelscope_polylm.cli.data import data
 from modelscope_polylm.cli.demo import demo
 from modelscope_polylm.cli.generate import generate
 from modelscope_polylm.cli.info import info
@@ -80,7 +81,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload):
+for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload, data):
     app.command()(reports_errors(command))
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_LINES = 20
+LONGEST_SHOWN_NAME = 100
+
 
 class PolyLMError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -53,3 +56,15 @@ def suggestion(name: object, known: Iterable[object], listing: str = "choose one
     names = [str(each) for each in known]
     nearest = nearest_name(name, names)
     return f"did you mean {nearest}?" if nearest else f"{listing} {', '.join(names)}."
+
+
+def shown(name: str) -> str:
+    """A name out of a file, fit for a line of text."""
+    return name if name.isprintable() and len(name) <= LONGEST_SHOWN_NAME else f"{name[:LONGEST_SHOWN_NAME]!r}"
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first 20 lines, and how many more there are."""
+    return (
+        lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more like these"]
+    )

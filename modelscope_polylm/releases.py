@@ -70,10 +70,14 @@ class Release:
     aliases: tuple[str, ...] = ()
 
     @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """All its ids on ModelScope and Hugging Face, the one to download first."""
+        return tuple(hub_id for hub_id in (self.model_id, self.hf_id, *self.aliases) if hub_id)
+
+    @property
     def repository_names(self) -> frozenset[str]:
         """The names of its repositories without their owners, in lower case."""
-        ids = (self.model_id, self.hf_id, *self.aliases)
-        return frozenset(hub_id.rpartition("/")[2].lower() for hub_id in ids if hub_id)
+        return frozenset(hub_id.rpartition("/")[2].lower() for hub_id in self.hub_ids)
 
 
 RELEASES: dict[str, Release] = {
@@ -154,6 +158,12 @@ RELEASES: dict[str, Release] = {
         ),
     )
 }
+
+
+def named_release(name: str) -> Release | None:
+    """The release with this short name, in any case, or with exactly this hub id; None if there is none."""
+    matches = (release for release in RELEASES.values() if name.lower() == release.name or name in release.hub_ids)
+    return next(matches, None)
 
 
 def find_release(name_or_model_id: str) -> Release | None:

@@ -1,4 +1,4 @@
-"""The tables in README and docs, made from the code.
+"""The tables in README, docs and results, and the help of commands, made from the code and from measured figures.
 
 `python -m tests.page_tables` writes them anew. Columns written by hand (advice, translations) stay as they are.
 """
@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,25 @@ from modelscope_polylm import errors
 from modelscope_polylm.generation.options import TRANSFORMERS_ONLY, option_fields
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.prompts import FORMATS
+from tests.test_imports import FLOORS
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 TRANSLATED = {"README.zh-CN.md": "README.md"}
+CHINESE = [*TRANSLATED, "docs/reference.zh-CN.md"]
 PAGES = ["README.md", *TRANSLATED, *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES_WITH_TABLES = [*PAGES, "benchmarks/RESULTS.md"]
 MARKED = re.compile(r"<!-- (?P<name>\w+): begin -->\n(?P<table>.*?)<!-- (?P=name): end -->", re.DOTALL)
+SPEED_RUN = ("2026-11-25-h100-13b", ["decode", "transformers-decode", "vllm-decode"])
+"""The run that README shows: files of one card and one hour."""
+SPEED_ROWS = [
+    "greedy, 1 row, 32 + 128",
+    "4 beams, 1 row, 32 + 128",
+    "greedy, 16 rows, 128 + 128",
+    "greedy, 64 rows, 128 + 128",
+]
+SPEED_ENGINES = {"PolyLM": "polylm", "vLLM": "vllm", "transformers": "transformers"}
+SERVING = ["clients", "answers", "wrong or failed", "429", "tokens/s", "first text p50, p95", "answer p50, p95", "MB"]
 
 
 class Table(NamedTuple):
@@ -73,9 +88,9 @@ def transformers_options_table() -> Table:
 
 
 def works_table() -> Table:
-    from modelscope_polylm.cli.bench.workloads import WORKS
+    from modelscope_polylm.cli.bench.workloads import WORKLOADS
 
-    return Table(["number", "work", "unit"], [[str(number), w.name, w.unit] for number, w in enumerate(WORKS)])
+    return Table(["number", "work", "unit"], [[str(number), w.name, w.unit] for number, w in enumerate(WORKLOADS)])
 
 
 def errors_table() -> Table:
@@ -102,8 +117,14 @@ def commands_table() -> Table:
     return Table(["command", "what it does"], rows)
 
 
+def help_text(command: str) -> str:
+    """A command's help, its paragraphs wrapped."""
+    paragraphs = inspect.cleandoc(commands()[command].help).split("\n\n")
+    return "\n\n".join(textwrap.fill(" ".join(paragraph.split()), 120) for paragraph in paragraphs)
+
+
 def flags_table(command: str) -> Table:
-    """A command's arguments and options but for the generation options, which have a table of their own."""
+    """A command's arguments and options except the generation options, which have a table of their own."""
     options = {field.name for field in option_fields()}
     rows = [
         [code(parameter.metavar or ", ".join(parameter.opts)), default_of(parameter), parameter.help or ""]
@@ -119,13 +140,32 @@ def default_of(parameter: Any) -> str:
     return "" if parameter.default in (None, False, ()) else code(parameter.default)
 
 
+def speed_table() -> Table:
+    """Decode speed of all engines. The limit is the shortest time in which the run read the weights."""
+    run, kinds = SPEED_RUN
+    files = [json.loads((RESULTS / f"{run}-{kind}.json").read_text(encoding="utf-8")) for kind in kinds]
+    measured = {(result["engine"], result["work"]): result for file in files for result in file["results"]}
+    limit = min(file["limit_ms"] for file in files)
+    rows = []
+    for work in SPEED_ROWS:
+        unit = measured["polylm", work]["unit"]
+        values = [measured.get((engine, work), {}).get("value") for engine in SPEED_ENGINES.values()]
+        rows.append(
+            [f"{work}, {unit}", *(figure(value, unit) for value in (limit if unit != "tokens/s" else None, *values))]
+        )
+    return Table([f"{files[0]['device']}, {run[:10]}", "limit", *SPEED_ENGINES], rows, translated=0)
+
+
+def figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if unit == "tokens/s" else f"{value:.2f}"
+
+
 def serving_table() -> Table:
     """The newest load test of the server."""
-    figures = json.loads(max((ROOT / "benchmarks" / "results").glob("*-cpu-serving.json")).read_text(encoding="utf-8"))
+    figures = json.loads(max(RESULTS.glob("*-cpu-serving.json")).read_text(encoding="utf-8"))
     return Table(SERVING, [serving_row(name, value) for name, value in figures.items() if "answers" in value])
-
-
-SERVING = ["clients", "answers", "wrong or failed", "429", "tokens/s", "first text p50, p95", "answer p50, p95", "MB"]
 
 
 def serving_row(name: str, phase: Mapping[str, Any]) -> list[str]:
@@ -159,6 +199,17 @@ def formats_table() -> Table:
     return Table(["format", "last turn", "earlier turns"], rows)
 
 
+def layers_table() -> Table:
+    """Modules and subpackages from the lowest layer up, without the package itself and its entry points."""
+    rows = []
+    for layer, names in enumerate(FLOORS, start=1):
+        for name in names:
+            is_folder = (ROOT / "modelscope_polylm" / name).is_dir()
+            if name and name not in ("__main__", "modelscope_command"):
+                rows.append([code(f"{name}/" if is_folder else f"{name}.py"), str(layer), ""])
+    return Table(["module", "layer", "what it holds"], rows, by_hand=1)
+
+
 def vllm_options_table() -> Table:
     from modelscope_polylm.backends.vllm.options import ELSEWHERE, REFUSALS, RULES
 
@@ -178,16 +229,19 @@ TABLES: dict[str, Callable[[], Table]] = {
     "commands": commands_table,
     "errors": errors_table,
     "formats": formats_table,
+    "layers": layers_table,
     "option_values": option_values_table,
     "options": options_table,
     "releases": releases_table,
     "serving": serving_table,
     "settings": settings_table,
+    "speed": speed_table,
     "transformers_options": transformers_options_table,
     "vllm_options": vllm_options_table,
     "works": works_table,
     **{f"flags_{name}": functools.partial(flags_table, name) for name in commands()},
 }
+TEXTS: dict[str, Callable[[], str]] = {f"help_{name}": functools.partial(help_text, name) for name in commands()}
 
 
 def cells(line: str) -> list[str]:
@@ -199,15 +253,19 @@ def line_of(row: list[str]) -> str:
 
 
 def renewed(text: str, translated: bool = False) -> str:
-    """The page with its tables written anew, but for the columns written by hand."""
+    """The page with its tables and texts written anew, except the columns written by hand."""
 
     def renew(found: re.Match[str]) -> str:
-        name, table = found["name"], TABLES[found["name"]]()
+        name = found["name"]
+        if name in TEXTS:
+            return f"<!-- {name}: begin -->\n{TEXTS[name]()}\n<!-- {name}: end -->"
+        table = TABLES[name]()
         present = found["table"].splitlines()
         kept = table.translated if translated else table.by_hand
         by_hand = {cells(line)[0]: cells(line)[-kept:] for line in present[2:] if kept}
         rows = [[*row[: len(row) - kept], *by_hand.get(row[0], row[len(row) - kept :])] for row in table.rows]
-        header = present[:2] if translated and present else [line_of(table.header), "|" + "---|" * len(table.header)]
+        header = present[:2] if translated and kept else []
+        header = header or [line_of(table.header), "|" + "---|" * len(table.header)]
         return "\n".join([f"<!-- {name}: begin -->", *header, *map(line_of, rows), f"<!-- {name}: end -->"])
 
     return MARKED.sub(renew, text)
@@ -215,9 +273,9 @@ def renewed(text: str, translated: bool = False) -> str:
 
 def main() -> None:
     """Write the tables of all pages anew."""
-    for page in PAGES:
+    for page in PAGES_WITH_TABLES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        (ROOT / page).write_text(renewed(text, page in TRANSLATED), encoding="utf-8")
+        (ROOT / page).write_text(renewed(text, page in CHINESE), encoding="utf-8")
 
 
 if __name__ == "__main__":

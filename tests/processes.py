@@ -17,7 +17,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 POLYLM = [sys.executable, "-m", "modelscope_polylm"]
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-_=>])")
 

@@ -18,17 +18,19 @@ PACKAGE = "modelscope_polylm"
 
 # What each room may import: the floors below it. A room is a folder or file of the package; "" is the package itself.
 FLOORS = (
-    ("errors", "releases", "files"),
+    ("errors", "releases"),
+    ("files",),
     ("text", "network"),
-    ("snapshot",),
     ("generation",),
+    ("snapshot",),
     ("backends",),
     ("packaging",),
     ("hub",),
     ("generator",),
-    ("conversation",),
+    ("training",),
+    ("conversation", "openai_requests"),
     ("plugin",),
-    ("", "terminal"),
+    ("", "terminal", "http"),
     ("cli", "serve", "web"),
     ("__main__",),
     ("modelscope_command",),
@@ -43,14 +45,15 @@ FOR_VERSION = {"packaging", "cli", "serve", "web"}  # may import the package its
 
 # The files that make up the transformers backend, and the benchmark that compares with it.
 TRANSFORMERS = {f"backends.transformers.{name}" for name in ("backend", "arguments", "generate", "hooks")}
-TRANSFORMERS.add("cli.bench.engines")
+TRANSFORMERS |= {"cli.bench.engines", "training.network", "training.trainer"}
 OPTIONAL = {"triton", "vllm", "gradio", "tokenizers", "peft", "rich", "prompt_toolkit", "datasets"}
 # The extra `serve`, and the modules that are imported after it was found.
-SERVING = {"fastapi", "starlette", "uvicorn", "anyio", "prometheus_client"}
+SERVING = {"fastapi", "starlette", "uvicorn", "h11", "anyio", "prometheus_client"}
 NEED_SERVING = {
-    f"serve.{path.stem}"
-    for path in (ROOT / PACKAGE / "serve").glob("*.py")
-    if path.stem not in ("__init__", "command", "vllm_server")
+    f"{room}.{path.stem}"
+    for room in ("http", "serve")
+    for path in (ROOT / PACKAGE / room).glob("*.py")
+    if path.stem not in ("__init__", "command", "logs", "vllm_server")
 }
 
 

@@ -1,6 +1,6 @@
 """README and docs: their code runs and prints what they say, and their tables are those of the code.
 
-In a block, a comment behind `print(...)`, or a comment line below a command, is what it prints. The blocks of a page
+In a block, a comment after `print(...)`, or a comment line below a command, is what it prints. The blocks of a page
 share their names. A block below `<!-- not run: reason -->` is left out.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import unicodedata
 from typing import NamedTuple
 
 import pytest
 
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from tests.local_hub import LocalHub
-from tests.page_tables import MARKED, PAGES, ROOT, TABLES, TRANSLATED, renewed
+from tests.page_tables import CHINESE, MARKED, PAGES, PAGES_WITH_TABLES, ROOT, TABLES, TRANSLATED, cells, renewed
 
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^>]+ -->\n+)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -42,6 +43,11 @@ def blocks(page: str) -> list[Block]:
         Block(text.count("\n", 0, found.start("code")), found["kind"], found["code"], not found["skip"])
         for found in BLOCK.finditer(text)
     ]
+
+
+def width(line: str) -> int:
+    """How many columns a line takes; a wide character takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
 
 
 def check_printed(block: Block, printed: str, page: str) -> None:
@@ -75,7 +81,7 @@ def published(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in TRANSLATED])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE])
 def test_code_runs(page: str, published: None, capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks(page):
@@ -89,13 +95,27 @@ def test_code_runs(page: str, published: None, capsys: pytest.CaptureFixture[str
         check_printed(block, capsys.readouterr().out, page)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES_WITH_TABLES)
 def test_tables_are_those_of_the_code(page: str) -> None:
     text = read(page)
-    assert renewed(text, page in TRANSLATED) == text, "run: python -m tests.page_tables"
+    assert renewed(text, page in CHINESE) == text, "run: python -m tests.page_tables"
     for found in MARKED.finditer(text):
-        if TABLES[found["name"]]().by_hand:
+        if found["name"] in TABLES and TABLES[found["name"]]().by_hand:
             assert "|  |" not in found["table"], f"a column of the table {found['name']} is not filled in"
+
+
+@pytest.mark.parametrize("page", CHINESE)
+def test_chinese_tables_are_in_chinese(page: str) -> None:
+    for found in MARKED.finditer(read(page)):
+        for row in found["table"].splitlines()[2:] if TABLES[found["name"]]().translated else []:
+            assert re.search(r"[\u4e00-\u9fff]", cells(row)[-1]), f"translate the last column of: {row}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_is_at_most_120_columns_wide(page: str) -> None:
+    """Tables, code and links that are longer alone are not prose."""
+    prose = re.sub(r"^```.*?^```$|^\|.*?$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if width(line) > 120 and " " in line.strip()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -109,6 +129,13 @@ def test_what_pages_name_exists(page: str) -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
     modules = re.findall(r"python -m ((?:tests|benchmarks)[\w.]+)", text)
     assert [module for module in modules if not (ROOT / f"{module.replace('.', '/')}.py").exists()] == []
+
+
+def test_modules_that_inside_names_exist() -> None:
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`", read("docs/inside.md"))
+    files = [name if name.startswith("tests/") else f"modelscope_polylm/{name}" for name in named]
+    assert len(files) > 30
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 @pytest.mark.parametrize("page", TRANSLATED)

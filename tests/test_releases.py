@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelscope_polylm.releases import RELEASES, find_release
+from modelscope_polylm.releases import RELEASES, find_release, named_release
 from modelscope_polylm.text.prompts import FORMATS
 
 FOUND = [
@@ -41,6 +41,22 @@ def test_found(given: str, name: str) -> None:
 @pytest.mark.parametrize("given", NOT_FOUND)
 def test_not_found(given: str) -> None:
     assert find_release(given) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("13B", "13b"),
+        ("damo/nlp_polylm_1b7_text_generation", "1.7b"),
+        ("DAMO-NLP-MT/polylm-chat-13b", "assistant-13b"),
+        ("DAMO-NLP-MT/polylm-13b-fine-grained-shards", "13b"),
+        ("other/polylm-13b", None),
+        ("/models/nlp_polylm_13b_text_generation", None),
+        ("", None),
+    ],
+)
+def test_named(name: str, release: str | None) -> None:
+    assert named_release(name) is (RELEASES[release] if release else None)
 
 
 def test_names_and_ids_are_unique() -> None:

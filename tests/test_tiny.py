@@ -100,8 +100,8 @@ def test_typed_control_pieces_are_text(tokenizer: sentencepiece.SentencePiecePro
 
 def test_config_weights_and_tokenizer_agree(tokenizer: sentencepiece.SentencePieceProcessor) -> None:
     config = read_json("config.json")
-    width, layers = config["n_embd"], config["n_layer"]
-    assert width // config["n_head"] == 128
+    hidden_size, layers = config["n_embd"], config["n_layer"]
+    assert hidden_size // config["n_head"] == 128
     assert config["vocab_size"] == tokenizer.vocab_size()
     assert (config["activation_function"], config["eos_token_id"]) == ("gelu_fast", 2)
     with safe_open(TINY / "model.safetensors", "pt") as weights:
@@ -110,10 +110,10 @@ def test_config_weights_and_tokenizer_agree(tokenizer: sentencepiece.SentencePie
     assert kinds == {"BF16"}
     assert len(shapes) == 12 * layers + 4
     assert all(name.startswith("transformer.") for name in shapes)
-    assert shapes["transformer.wte.weight"] == [config["vocab_size"], width]
-    assert shapes["transformer.wpe.weight"] == [config["n_positions"], width]
-    assert shapes["transformer.h.0.attn.c_attn.weight"] == [width, 3 * width]
-    assert shapes["transformer.h.0.mlp.c_fc.weight"] == [width, config["n_inner"]]
+    assert shapes["transformer.wte.weight"] == [config["vocab_size"], hidden_size]
+    assert shapes["transformer.wpe.weight"] == [config["n_positions"], hidden_size]
+    assert shapes["transformer.h.0.attn.c_attn.weight"] == [hidden_size, 3 * hidden_size]
+    assert shapes["transformer.h.0.mlp.c_fc.weight"] == [hidden_size, config["n_inner"]]
 
 
 def test_settings_are_the_published_ones() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,7 @@ from modelscope_polylm.terminal.flags import (
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model
-from modelscope_polylm.terminal.output import write
+from modelscope_polylm.terminal.output import json_line, write
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
@@ -52,7 +51,7 @@ def generate(
     value = given.rstrip("\n") if chat else given
     prompt = generator.reader.read(value, checked, chat=chat)
     if as_json:
-        write(json.dumps(answer_record(generator.reply([prompt], checked)[0]), ensure_ascii=False) + "\n")
+        write(json_line(answer_record(generator.reply([prompt], checked)[0])))
     else:
         print_answers(generator, prompt, checked)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from modelscope_polylm.errors import DownloadError
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.releases import Release
+from modelscope_polylm.releases import Release, named_release
 from modelscope_polylm.terminal.flags import JsonFlag, ModelFlag, RevisionFlag
-from modelscope_polylm.terminal.models import published, readable_bytes
+from modelscope_polylm.terminal.models import readable_bytes
 from modelscope_polylm.terminal.output import printable, write
 from modelscope_polylm.text.prompts import FORMATS
 
@@ -92,7 +92,7 @@ def model_facts(model: str, revision: str | None, machine: list[Memory]) -> dict
     from modelscope_polylm.hub.resolve import resolve
     from modelscope_polylm.snapshot import open_snapshot
 
-    release = published(model)
+    release = named_release(model)
     try:
         snapshot = open_snapshot(
             resolve(model, revision, local_files_only=True), release=release.name if release else None

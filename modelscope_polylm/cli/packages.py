@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
+from modelscope_polylm.releases import named_release
 from modelscope_polylm.terminal.flags import DeviceFlag, JsonFlag, RevisionFlag, complete_model
-from modelscope_polylm.terminal.models import find_model, published
+from modelscope_polylm.terminal.models import find_model
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal, working, write
 
 Source = Annotated[
@@ -41,7 +42,7 @@ def package(
     Safetensors, right end token, an exact tokenizer.json, a chat template, a model card. A run that was interrupted is
     continued by the same command.
     """
-    folder, known = find_model(source, revision), published(source)
+    folder, known = find_model(source, revision), named_release(source)
     from modelscope_polylm.packaging.package import package_snapshot
 
     name = release or (known.name if known else None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from modelscope_polylm.errors import DownloadError, SnapshotError
 from modelscope_polylm.hub.download import download
 from modelscope_polylm.network.weights import WeightFiles
-from modelscope_polylm.releases import RELEASES, Release
+from modelscope_polylm.releases import RELEASES, named_release
 
 TINY_FOLDER = Path(__file__).parents[1] / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -36,7 +36,7 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None, local_fi
         raise SnapshotError(_unknown(repr(model)))
     name = str(model)
     folder = Path(name).expanduser()
-    release = _published(name)
+    release = named_release(name)
     if folder.is_dir() and (release is None or (folder / "config.json").is_file()):
         return folder
     if release is RELEASES["tiny"]:
@@ -63,13 +63,6 @@ def missing_files(folder: Path) -> list[str]:
     # The hub's client gives a file its name only after its checksum was right.
     unfinished = [str(path.relative_to(folder)) for path in folder.rglob("*.incomplete")]
     return [*(f"{name} is missing" for name in names), *unfinished, *WeightFiles(folder).file_problems()]
-
-
-def _published(name: str) -> Release | None:
-    for release in RELEASES.values():
-        if name.lower() == release.name or name in (release.model_id, release.hf_id, *release.aliases):
-            return release
-    return None
 
 
 def _cached(model_id: str, revision: str | None) -> Path | None:

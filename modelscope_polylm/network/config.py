@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from modelscope_polylm.errors import SnapshotError
+from modelscope_polylm.errors import SnapshotError, shortened, shown
 
 ARCHITECTURES = ("GPT2LMHeadModel", "PolyLMHeadModel")
 # gelu_fast, gelu_new and gelu_pytorch_tanh are three names of one function, the tanh approximation of GELU.
 ACTIVATIONS = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
 # GPT2Config reads the second name as the first.
-SIZE_NAMES = {
+SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size",),
     "max_positions": ("n_positions", "max_position_embeddings"),
     "hidden_size": ("n_embd", "hidden_size"),
     "layers": ("n_layer", "num_hidden_layers"),
     "heads": ("n_head", "num_attention_heads"),
+    "intermediate_size": ("n_inner",),
+}
+# Far beyond 13B, and still small enough to be listed and added up in no time.
+LARGEST_SIZES = {
+    "vocab_size": 1 << 22,
+    "max_positions": 1 << 20,
+    "hidden_size": 1 << 16,
+    "layers": 1 << 10,
+    "heads": 1 << 10,
+    "intermediate_size": 1 << 20,
 }
 # What these keys must say, if they are there, for the network to be the one that PolyLM was trained as.
 FIXED_KEYS = {
@@ -52,14 +61,15 @@ class PolyLMConfig:
         if not isinstance(values, Mapping):
             raise SnapshotError(f"config.json holds a {type(values).__name__}, not an object with settings.")
         problems = [*_identity_problems(values), *_variant_problems(values)]
-        sizes = {field: _size(values, names, problems) for field, names in SIZE_NAMES.items()}
-        inner = 4 * sizes["hidden_size"] if values.get("n_inner") is None else _size(values, ("n_inner",), problems)
+        fields = [field for field in SIZE_NAMES if field != "intermediate_size" or values.get("n_inner") is not None]
+        sizes = {field: _size(values, field, problems) for field in fields}
+        sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
         epsilon = _epsilon(values, problems)
         if sizes["heads"] and sizes["hidden_size"] % sizes["heads"]:
             problems.append(f"n_embd {sizes['hidden_size']} cannot be divided among n_head {sizes['heads']} heads")
         if problems:
-            raise SnapshotError("\n".join(f"config.json: {problem}." for problem in problems))
-        return cls(**sizes, intermediate_size=inner, epsilon=epsilon, architecture=_architecture(values))
+            raise SnapshotError("\n".join(shortened([f"config.json: {problem}." for problem in problems])))
+        return cls(**sizes, epsilon=epsilon, architecture=_architecture(values))
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json of these sizes, with the names of transformers' GPT2Config; `from_dict` reads it back."""
@@ -67,7 +77,6 @@ class PolyLMConfig:
             "architectures": [ARCHITECTURES[0]],
             "model_type": "gpt2",
             **{names[0]: getattr(self, field) for field, names in SIZE_NAMES.items()},
-            "n_inner": self.intermediate_size,
             "layer_norm_epsilon": self.epsilon,
             "activation_function": ACTIVATIONS[0],
             "tie_word_embeddings": True,
@@ -89,8 +98,7 @@ class PolyLMConfig:
 
 
 def _architecture(values: Mapping[str, Any]) -> str:
-    names = _architectures(values)
-    return names[0] if names else ARCHITECTURES[0]
+    return next((name for name in _architectures(values) if name in ARCHITECTURES), ARCHITECTURES[0])
 
 
 def _architectures(values: Mapping[str, Any]) -> list[Any]:
@@ -104,10 +112,10 @@ def _identity_problems(values: Mapping[str, Any]) -> list[str]:
     model_type = values.get("model_type")
     problems = []
     if model_type != "gpt2" and not (model_type is None and known):
-        found = "does not say its model_type" if model_type is None else f"model_type is {model_type!r}"
+        found = "does not say its model_type" if model_type is None else f"model_type is {model_type!r:.80}"
         problems.append(f"{found}; PolyLM is 'gpt2', so this is a snapshot of another model")
     if names and not known:
-        problems.append(f"architectures is {names}; expected one of {', '.join(ARCHITECTURES)}")
+        problems.append(f"architectures is {names!r:.80}; expected one of {', '.join(ARCHITECTURES)}")
     return problems
 
 
@@ -115,34 +123,35 @@ def _variant_problems(values: Mapping[str, Any]) -> list[str]:
     problems = []
     activation = values.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
-        problems.append(f"activation_function is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        problems.append(f"activation_function is {activation!r:.80}; expected one of {', '.join(ACTIVATIONS)}")
     for key, value in values.items():
         if key == "position_embedding_type" and "absolute" not in str(value):
-            problems.append(f"{key} is {value!r}, but only GPT-2's learned positions are supported")
+            problems.append(f"{shown(key)} is {value!r:.80}, but only GPT-2's learned positions are supported")
         if ("rotary" in key or "rope" in key or "alibi" in key) and value:
-            problems.append(f"{key} is {value!r}, but only GPT-2's learned positions are supported")
+            problems.append(f"{shown(key)} is {value!r:.80}, but only GPT-2's learned positions are supported")
         if key in FIXED_KEYS and value not in (None, FIXED_KEYS[key]):
-            problems.append(f"{key} is {value!r}, but only {FIXED_KEYS[key]} is supported")
+            problems.append(f"{shown(key)} is {value!r:.80}, but only {FIXED_KEYS[key]} is supported")
     if values.get("quantization_config"):
         problems.append("quantization_config is set, but only unquantized weights are supported")
     return problems
 
 
-def _size(values: Mapping[str, Any], names: tuple[str, ...], problems: list[str]) -> int:
+def _size(values: Mapping[str, Any], field: str, problems: list[str]) -> int:
+    names, largest = SIZE_NAMES[field], LARGEST_SIZES[field]
     name = next((name for name in names if name in values), None)
     if name is None:
         problems.append(f"{names[0]} is missing")
         return 0
     value = values[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        problems.append(f"{name} is {value!r}, but must be a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        problems.append(f"{name} is {value!r:.80}, but must be a whole number from 1 to {largest:,}")
         return 0
     return value
 
 
 def _epsilon(values: Mapping[str, Any], problems: list[str]) -> float:
     value = values.get("layer_norm_epsilon", 1e-5)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        problems.append(f"layer_norm_epsilon is {value!r}, but must be a number greater than 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        problems.append(f"layer_norm_epsilon is {value!r:.80}, but must be a number greater than 0 and at most 1")
         return 0.0
     return float(value)

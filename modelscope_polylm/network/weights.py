@@ -4,52 +4,81 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from modelscope_polylm.errors import DeviceError, SnapshotError
-from modelscope_polylm.network.checkpoint import CheckpointFile, TensorHeader, read_weight_index, tensor_problems
+from modelscope_polylm.errors import DeviceError, SnapshotError, shortened, shown
+from modelscope_polylm.network.checkpoint import read_weight_index, tensor_problems
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.loader import Source, upload
+from modelscope_polylm.network.loader import TensorSource, transfer
+from modelscope_polylm.network.weight_formats import TensorHeader
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "transformer."
+WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|base_model\.model)\.)*(?:transformer\.)?")
+"""What DataParallel, torch.compile, PEFT and transformers put before the names of tensors."""
 HEAD = "lm_head.weight"
 MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PROJECTION = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
-HEAD_ROWS = 16384
+BLOCK_ROWS = 16384
+"""Rows of a tensor that are compared or checked at once where it is only read."""
 
 
 def declared_shapes(config: PolyLMConfig) -> dict[str, tuple[int, ...]]:
     """Name to shape of every tensor as the network uses it; projection matrices are [out, in]."""
-    width, inner = config.hidden_size, config.intermediate_size
+    hidden, inner = config.hidden_size, config.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab_size, width),
-        "wpe.weight": (config.max_positions, width),
+        "wte.weight": (config.vocab_size, hidden),
+        "wpe.weight": (config.max_positions, hidden),
     }
     for layer in range(config.layers):
         for name, outputs, inputs in (
-            ("ln_1", width, 0),
-            ("attn.c_attn", 3 * width, width),
-            ("attn.c_proj", width, width),
-            ("ln_2", width, 0),
-            ("mlp.c_fc", inner, width),
-            ("mlp.c_proj", width, inner),
+            ("ln_1", hidden, 0),
+            ("attn.c_attn", 3 * hidden, hidden),
+            ("attn.c_proj", hidden, hidden),
+            ("ln_2", hidden, 0),
+            ("mlp.c_fc", inner, hidden),
+            ("mlp.c_proj", hidden, inner),
         ):
             shapes[f"h.{layer}.{name}.weight"] = (outputs, inputs) if inputs else (outputs,)
             shapes[f"h.{layer}.{name}.bias"] = (outputs,)
-    return {**shapes, "ln_f.weight": (width,), "ln_f.bias": (width,)}
+    return {**shapes, "ln_f.weight": (hidden,), "ln_f.bias": (hidden,)}
+
+
+def network_name(stored: str) -> str:
+    """The network's name of a tensor, from the one in a file: without what wrappers put before it."""
+    return WRAPPERS.sub("", stored, count=1)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold NaN or infinity.
+
+    Each device reduces its tensors one after the other, and tells the results once: nothing waits for a single tensor.
+    """
+    # tensors: any shapes -> extremes [tensors, 2] of each device; NaN in a tensor becomes its minimum and maximum
+    extremes: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            extremes.setdefault(tensor.device, {})[name] = torch.stack(torch.aminmax(tensor)).float()
+    finite = {
+        name: bool(flag)
+        for found in extremes.values()
+        for name, flag in zip(found, torch.stack(list(found.values())).isfinite().all(1).tolist(), strict=True)
+    }
+    return [name for name, is_finite in finite.items() if not is_finite]
 
 
 class WeightFiles:
     """The weights of a snapshot on disk, in any of the layouts in which PolyLM is published.
 
-    Tensor names may carry the prefix "transformer.". Causal masks and the copy of the embedding in `lm_head.weight` are
-    dropped. Projection matrices may be Conv1D's [in, out] or nn.Linear's [out, in].
+    Tensor names may carry the prefixes of wrappers, such as "transformer." or "module.". Causal masks and the copy of
+    the embedding in `lm_head.weight` are dropped. Projection matrices may be Conv1D's [in, out] or nn.Linear's
+    [out, in].
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -61,79 +90,123 @@ class WeightFiles:
 
     def file_problems(self) -> list[str]:
         """A line for each file that is missing or cannot be read; empty if all are there. Reads headers only."""
-        return [*self._index_problems, *(problem for file in self.files if (problem := _file_problem(file)))]
+        return [*self._index_problems, *shortened([file.problem for file in self.files if file.problem])]
 
     def problems(self, config: PolyLMConfig) -> list[str]:
         """Every problem of the files and their tensors, a line each; empty if `load` will work. Reads headers only."""
         problems = self.file_problems()
         if self._index_problems:
             return problems
-        broken = [file for file in self.files if _file_problem(file)]
+        broken = [file for file in self.files if file.problem]
         if broken and not self._assigned:
             return problems
-        found, expected = self._found(), self._stored_shapes(config)
+        expected = self._stored_shapes(config)
         for file in broken:
             for name in self._assigned[file.path.name]:
-                expected.pop(name.removeprefix(PREFIX), None)
-        return [*problems, *self._twice(), *tensor_problems(expected, found)]
+                expected.pop(network_name(name), None)
+        tensors = [*shortened(self._duplicates()), *tensor_problems(expected, self._found())]
+        return [*problems, *(tensors or self._size_problems())]
+
+    def is_conv1d(self, config: PolyLMConfig) -> bool:
+        """Whether projection matrices are stored as Conv1D's [in, out], as published, not as nn.Linear's [out, in]."""
+        linear = (3 * config.hidden_size, config.hidden_size)
+        return all(header.shape != linear for name, header in self.headers() if name.endswith("attn.c_attn.weight"))
+
+    def headers(self) -> Iterator[tuple[str, TensorHeader]]:
+        """The network's name and the header of every tensor in the files that can be read."""
+        for file in self.files:
+            if not file.problem:
+                yield from ((network_name(stored), header) for stored, header in file.headers.items())
+
+    def tensors(self, names: Collection[str]) -> Iterator[tuple[str, TensorSource]]:
+        """The tensors of these names, in the order of the files and in the layout of the files."""
+        for file in self.files:
+            wanted = {stored for stored in file.headers if network_name(stored) in names}
+            for stored, tensor in file.tensors(wanted) if wanted else ():
+                header = file.headers[stored]
+                source = TensorSource(tensor, file.path, header.start) if header.is_contiguous else TensorSource(tensor)
+                yield network_name(stored), source
 
     def load(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Read every declared tensor; beside the result the host holds one file, and what `network.upload` takes.
+        """Read every declared tensor; besides the result the host holds one file, and what `loader.transfer` takes.
+
+        Returns:
+            The tensors of `declared_shapes`, on the device and of the dtype.
 
         Raises:
-            SnapshotError: all problems of the files, a line each.
+            SnapshotError: all problems of the files, a line each; or numbers that are not finite, or not in the dtype.
             DeviceError: the weights do not fit on the device.
         """
-        problems = self.problems(config)
-        if problems:
-            raise SnapshotError("\n".join([f"The weights in {self.folder} cannot be used:", *problems]))
-        turned = self._is_conv1d(config)
+        self._check(config)
+        is_conv1d = self.is_conv1d(config)
         weights: dict[str, Tensor] = {}
         try:
-            for name, tensor, moved in upload(self._read(set(declared_shapes(config))), device):
-                turn = turned and PROJECTION.fullmatch(name) is not None
-                weights[name] = place(tensor, moved, dtype, turn)
+            for name, tensor, moved in transfer(self.tensors(set(declared_shapes(config))), device):
+                transposed = is_conv1d and PROJECTION.fullmatch(name) is not None
+                weights[name] = materialize(tensor, moved, dtype, transposed)
             self._compare_head(weights["wte.weight"])
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError) as error:
             size = config.parameters * dtype.itemsize / 2**30
             text = f"{device} has no room for {size:.1f} GiB of weights: free memory or use more GPUs."
             raise DeviceError(text) from error
+        self.refuse(not_finite(weights), dtype)
         return weights
 
-    def _read(self, names: set[str]) -> Iterator[tuple[str, Source]]:
-        for file in self.files:
-            wanted = {stored for stored in file.headers if stored.removeprefix(PREFIX) in names}
-            for stored, tensor in file.tensors(wanted):
-                begin = file.headers[stored].begin
-                source = Source(tensor) if begin is None else Source(tensor, file.path, begin)
-                yield stored.removeprefix(PREFIX), source
+    def check_finite(self, config: PolyLMConfig, dtype: torch.dtype, names: Collection[str] | None = None) -> None:
+        """Read weights that others load, and raise SnapshotError where numbers are not finite, or not in the dtype.
 
-    def _headers(self) -> Iterator[tuple[str, TensorHeader]]:
-        for file in self.files:
-            if not _file_problem(file):
-                for stored, header in file.headers.items():
-                    yield stored.removeprefix(PREFIX), header
+        Args:
+            config: the network.
+            dtype: in which the weights will be held.
+            names: of the tensors to read; None: all.
+        """
+        self._check(config)
+        damaged = [
+            name
+            for name, source in self.tensors(set(declared_shapes(config)) if names is None else names)
+            if any(not_finite({name: block.to(dtype)}) for block in source.tensor.split(BLOCK_ROWS))
+        ]
+        self.refuse(damaged, dtype)
+
+    def refuse(self, names: Collection[str], dtype: torch.dtype) -> None:
+        """Raise SnapshotError for tensors that are not finite in a dtype, saying which are so in the files already."""
+        lines = []
+        for name, source in self.tensors(names) if names else ():
+            if not_finite({name: source.tensor}):
+                lines.append(f"tensor {name} holds NaN or infinity: the file is damaged, or its training diverged.")
+            else:
+                lines.append(f"tensor {name} holds numbers beyond the range of {str(dtype)[6:]}: load it as bfloat16.")
+        if lines:
+            raise SnapshotError("\n".join([f"The weights in {self.folder} cannot be used:", *shortened(lines)]))
+
+    def _check(self, config: PolyLMConfig) -> None:
+        if problems := self.problems(config):
+            raise SnapshotError("\n".join([f"The weights in {self.folder} cannot be used:", *problems]))
 
     def _found(self) -> dict[str, TensorHeader]:
-        return {name: header for name, header in self._headers() if name != HEAD and not MASK.fullmatch(name)}
+        return {name: header for name, header in self.headers() if name != HEAD and not MASK.fullmatch(name)}
 
-    def _twice(self) -> list[str]:
-        names = [name for name, _ in self._headers()]
-        return [f"tensor {name} is stored twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    def _duplicates(self) -> list[str]:
+        counts = Counter(name for name, _ in self.headers())
+        return [f"tensor {shown(name)} is stored twice" for name, count in counts.items() if count > 1]
 
-    def _is_conv1d(self, config: PolyLMConfig) -> bool:
-        linear = (3 * config.hidden_size, config.hidden_size)
-        return all(header.shape != linear for name, header in self._headers() if name.endswith("attn.c_attn.weight"))
+    def _size_problems(self) -> list[str]:
+        # views of one storage would take the memory of many
+        needed = sum(header.nbytes for header in self._found().values())
+        stored = sum(file.path.stat().st_size for file in self.files if not file.problem)
+        if needed <= stored:
+            return []
+        return [f"the tensors have {needed:,} bytes, but the files {stored:,}: tensors share their numbers"]
 
     def _stored_shapes(self, config: PolyLMConfig) -> dict[str, tuple[int, ...]]:
         shapes = declared_shapes(config)
-        if not self._is_conv1d(config):
+        if not self.is_conv1d(config):
             return shapes
         return {name: shape[::-1] if PROJECTION.fullmatch(name) else shape for name, shape in shapes.items()}
 
     def _compare_head(self, embedding: Tensor) -> None:
-        # embedding: [vocab, width]
-        for _, head in self._read({HEAD}):
+        # embedding: [vocab, hidden]
+        for _, head in self.tensors({HEAD}):
             if head.tensor.shape != embedding.shape or not _equal(head, embedding):
                 logger.warning(
                     "%s: lm_head.weight differs from wte.weight and is not used; PolyLM's output layer is wte.weight. "
@@ -142,25 +215,17 @@ class WeightFiles:
                 )
 
 
-def place(tensor: Tensor, moved: Tensor, dtype: torch.dtype, turned: bool) -> Tensor:
+def materialize(tensor: Tensor, moved: Tensor, dtype: torch.dtype, transposed: bool) -> Tensor:
     """A mapped tensor that was `moved` to the device, converted and, if asked for, transposed there; never the map."""
-    # tensor, moved: any shape, or [in, out] if turned -> the same shape, or [out, in]
-    source = moved.t() if turned else moved
-    if moved is not tensor and moved.dtype == dtype and not turned:
+    # tensor, moved: any shape, or [in, out] if transposed -> the same shape, or [out, in]
+    source = moved.t() if transposed else moved
+    if moved is not tensor and moved.dtype == dtype and not transposed:
         return moved
     return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
 
 
-def _equal(head: Source, embedding: Tensor) -> bool:
-    # head.tensor, embedding: [vocab, width]
-    blocks = zip(embedding.split(HEAD_ROWS), head.split(HEAD_ROWS), strict=True)
-    moved_blocks = upload(blocks, embedding.device)
+def _equal(head: TensorSource, embedding: Tensor) -> bool:
+    # head.tensor, embedding: [vocab, hidden]
+    blocks = zip(embedding.split(BLOCK_ROWS), head.split(BLOCK_ROWS), strict=True)
+    moved_blocks = transfer(blocks, embedding.device)
     return all(torch.equal(moved.to(embedding.dtype), expected) for expected, _, moved in moved_blocks)
-
-
-def _file_problem(file: CheckpointFile) -> str | None:
-    try:
-        file.headers  # noqa: B018  (reading them is the check)
-    except SnapshotError as error:
-        return str(error)
-    return None

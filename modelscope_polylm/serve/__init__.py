@@ -1,4 +1,4 @@
 """`polylm serve`: an OpenAI-compatible server.
 
-Only `command` can be imported without the extra `serve`.
+Only `command` and `vllm_server` can be imported without the extra `serve`.
 """

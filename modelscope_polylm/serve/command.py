@@ -2,50 +2,85 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any
 
 import typer
 
 from modelscope_polylm.errors import DependencyError, OptionError
+from modelscope_polylm.serve.logs import FORMATS, LEVELS, configure_logs
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
+    ConfigFlag,
     DeviceFlag,
     DtypeFlag,
+    ReleaseFlag,
     RevisionFlag,
     check_address,
     complete_model,
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model, model_names
-from modelscope_polylm.terminal.output import write_error
+from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 BACKENDS = ("native", "vllm")
+KEY_VARIABLE = "POLYLM_API_KEY"
+ORIGIN = re.compile(r"https?://[^/\s]+|\*")
 
 
 @takes_generation_options
 def serve(
     *,
+    config: ConfigFlag = None,
     model: Annotated[
         str,
         typer.Argument(
-            help="A folder, a hub id, or a release such as tiny or assistant-13b.", autocompletion=complete_model
+            help="A folder, a hub id, or a release such as tiny or assistant-13b.",
+            autocompletion=complete_model,
+            envvar="POLYLM_MODEL",
+            show_envvar=False,
         ),
     ],
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags for vLLM's own server, behind --.")
+        list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags for vLLM's own server, after --.")
     ] = None,
     backend: Annotated[str, typer.Option(help="native (this package's engine) or vllm.")] = "native",
     host: Annotated[str, typer.Option(help="Address to listen on; any other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="POLYLM_API_KEY", help="What clients have to show; other users see a flag.")
+        list[str] | None,
+        typer.Option(
+            help="What clients have to show; may be repeated. Other users see a flag, but not POLYLM_API_KEY, which "
+            "takes several with commas between them.",
+            envvar=KEY_VARIABLE,
+            show_envvar=False,
+        ),
+    ] = None,
+    metrics_key: Annotated[str | None, typer.Option(help="What /metrics takes besides the API keys.")] = None,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="Let /metrics be read without a key; on loopback only.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose web pages may ask, such as https://example.org, or *; may be repeated."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model, if not MODEL.")] = None,
+    system_message: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of system messages, which PolyLM was not trained with: prepend puts them before the "
+            "user's message, refuse answers with an error."
+        ),
+    ] = "prepend",
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; further ones get 429.", min=1)] = 64,
     max_rows: Annotated[int, typer.Option(help="Answers and beams computed at once.", min=1, max=256)] = 32,
     max_batches: Annotated[int, typer.Option(help="Batches that run side by side.", min=1, max=32)] = 4,
     max_body: Annotated[int, typer.Option(help="Bytes that a request may have.", min=1000)] = 1_000_000,
+    log_level: Annotated[str, typer.Option(help="debug, info (a line for each request), warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="text, or json: one object a line.")] = "text",
     revision: RevisionFlag = None,
+    release: ReleaseFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     options: dict[str, Any],
@@ -53,36 +88,55 @@ def serve(
     """Serve a model over OpenAI's interface.
 
     Needs the extra `serve`. Generation options hold where a request has none.
-    Only the address and the key are for both backends; vLLM takes its own flags behind --.
+    Only the address and the key are for both backends; vLLM takes its own flags after --.
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"--backend {backend} is unknown: choose native or vllm.")
-    if host not in LOOPBACK and not api_key:
-        raise OptionError(f"--host {host} lets other machines in: set --api-key or POLYLM_API_KEY, too.")
+    _check_choices(backend=(backend, BACKENDS), system_message=(system_message, SYSTEM_MESSAGES))
+    _check_choices(log_level=(log_level, LEVELS), log_format=(log_format, FORMATS))
+    keys = checked_keys(api_key or [])
+    if host not in LOOPBACK and not keys:
+        raise OptionError(f"--host {host} lets other machines in: set --api-key or {KEY_VARIABLE}, too.")
+    if host not in LOOPBACK and open_metrics:
+        raise OptionError(f"--open-metrics is for loopback, but --host {host} lets other machines in: use a key.")
     check_address(host, port)
     given = {option: value for option, value in options.items() if value is not None}
     if backend == "vllm":
-        _refuse_with_vllm({**given, "revision": revision, "device": device, "dtype": dtype, "name": name})
-        from modelscope_polylm.serve.vllm_server import run_vllm_server
-
-        run_vllm_server(model, host=host, port=port, api_key=api_key or None, extra_arguments=more or [])
+        native = {"metrics_key": metrics_key, "open_metrics": open_metrics or None, "cors_origin": cors_origin or None}
+        _refuse_with_vllm({**given, **native, "revision": revision, "device": device, "dtype": dtype, "name": name})
+        _serve_with_vllm(model, host, port, keys, release, more or [])
     if more:
-        raise OptionError(f"{more[0]} is a flag for vLLM: the native backend takes none behind --.")
+        raise OptionError(f"{more[0]} is a flag for vLLM: the native backend takes none after --.")
     require_serving()
+    from modelscope_polylm.serve.middleware import Access
     from modelscope_polylm.serve.server import Limits, NativeServer
 
+    metrics_keys = checked_keys([metrics_key] if metrics_key is not None else [])
+    access = Access(keys, next(iter(metrics_keys), None), open_metrics, checked_origins(cors_origin or []))
     names = model_names(model, name)
-    generator = load_model(model, revision, device, dtype)
-    server = NativeServer(generator, names, api_key or None, Limits(max_rows, max_batches, max_queue, max_body), given)
-    address = f"[{host}]" if ":" in host else host
-    server.run(host, port, lambda: write_error(f"Serving {names[0]} at http://{address}:{port}/v1; Ctrl-C ends."))
+    generator = load_model(model, revision, device, dtype, release=release)
+    limits = Limits(max_rows, max_batches, max_queue, max_body)
+    server = NativeServer(generator, names, access, limits, given, system_message)
+    configure_logs(log_level, log_format)
+    server.run(host, port)
 
 
-def _refuse_with_vllm(flags: dict[str, Any]) -> None:
-    for name, value in flags.items():
-        if value is not None:
-            flag = name.replace("_", "-")
-            raise OptionError(f"--{flag} is for the native backend: give vLLM its own flags behind --.")
+def checked_keys(given: list[str]) -> tuple[str, ...]:
+    """API keys; what stands between commas is a key of its own, and empty ones are none.
+
+    Raises:
+        OptionError: a key that no client could send as it is, because of white space.
+    """
+    for key in (*given, os.environ.get(KEY_VARIABLE, "")):
+        if re.search(r"\s", key) or not key.isprintable():
+            raise OptionError("An API key has white space in or around it, which would lock everybody out: remove it.")
+    return tuple(dict.fromkeys(key for each in given for key in each.split(",") if key))
+
+
+def checked_origins(given: list[str]) -> tuple[str, ...]:
+    """Origins of web pages. Raises OptionError for what a browser would never send."""
+    for origin in given:
+        if not ORIGIN.fullmatch(origin):
+            raise OptionError(f"--cors-origin {origin!r} must be like https://example.org, without a path, or *.")
+    return tuple(given)
 
 
 def require_serving() -> None:
@@ -95,3 +149,27 @@ def require_serving() -> None:
         raise DependencyError(
             f"The server needs more packages ({error}): install them with pip install 'modelscope-polylm[serve]'."
         ) from error
+
+
+def _check_choices(**chosen: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, choices) in chosen.items():
+        if value not in choices:
+            raise OptionError(f"--{name.replace('_', '-')} {value} is unknown: choose {' or '.join(choices)}.")
+
+
+def _refuse_with_vllm(flags: dict[str, Any]) -> None:
+    for name, value in flags.items():
+        if value is not None:
+            flag = name.replace("_", "-")
+            raise OptionError(f"--{flag} is for the native backend: give vLLM its own flags after --.")
+
+
+def _serve_with_vllm(
+    model: str, host: str, port: int, keys: tuple[str, ...], release: str | None, more: list[str]
+) -> None:
+    from modelscope_polylm.serve.vllm_server import run_vllm_server
+
+    if len(keys) > 1:
+        raise OptionError("vLLM's server takes one key from --api-key: give further ones after --, as --api-key KEY.")
+    key = next(iter(keys), None)
+    run_vllm_server(model, host=host, port=port, api_key=key, release=release, extra_arguments=more)

@@ -1,131 +1,164 @@
-"""Before and around the application: who may ask, how much may be sent and how slowly; counts every request."""
+"""ASGI middleware of the server: who may ask, and a record of every request."""
 
 from __future__ import annotations
 
 import hmac
-import json
+import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import anyio
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from modelscope_polylm.serve.errors import RequestError, WrongKeyError, failure_of
+from modelscope_polylm.serve.errors import WrongKeyError, refusal_of
 from modelscope_polylm.serve.metrics import Metrics
 
-OPEN_PATHS = ("/health", "/openapi.json")
+logger = logging.getLogger(__name__)
+
+METRICS_PATH = "/metrics"
+OPEN_PATHS = ("/health", "/version", "/openapi.json")
 """What anybody may read: they tell nothing about the model's use."""
-KNOWN_PATHS = (*OPEN_PATHS, "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
-BODY_SECONDS = 30.0
-"""A body has to be complete within this time."""
-SEND_SECONDS = 60.0
-"""A client has to read what is sent within this time."""
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+KNOWN_PATHS = (*OPEN_PATHS, METRICS_PATH, "/v1/models", "/v1/completions", "/v1/chat/completions")
+PROBED_PATHS = ("/health", METRICS_PATH)
+"""What other programs read every few seconds."""
+REQUEST_ID = re.compile(rb"[\w.-]{1,100}")
+"""Names of requests that are taken from their clients."""
 
 
-class ForeignHostError(RequestError):
-    """A request to another host's name, such as a web page sends that has its name resolve to this machine."""
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server.
 
-    status, code = 403, "foreign_host"
-
-
-class Gate:
-    """An ASGI middleware.
-
-    Args:
-        app: what is behind it.
-        metrics: counts requests and their times.
-        api_key: what a client has to show; None lets every client of this machine in.
-        largest_body: bytes that a request may send.
+    Attributes:
+        keys: API keys, one of which a client has to show; none lets in every client of this machine.
+        metrics_key: what /metrics takes as well.
+        open_metrics: whether /metrics asks for no key.
+        origins: origins whose web pages may ask, such as 'https://example.org'; '*' is any.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_key: str | None, largest_body: int) -> None:
-        self._app, self._metrics, self._largest_body = app, metrics, largest_body
-        self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
+    keys: tuple[str, ...] = ()
+    metrics_key: str | None = None
+    open_metrics: bool = False
+    origins: tuple[str, ...] = ()
+
+
+class KeyMiddleware:
+    """Asks for a key.
+
+    Args:
+        app: the application.
+        access: the keys.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        keys = {"": access.keys, METRICS_PATH: access.keys}
+        if access.metrics_key is not None:
+            keys[METRICS_PATH] = (*access.keys, access.metrics_key)
+        if access.open_metrics:
+            keys[METRICS_PATH] = ()
+        self._credentials = {path: [f"Bearer {key}".encode() for key in each] for path, each in keys.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http" or self._may_ask(scope["path"], dict(scope["headers"])):
+            await self._app(scope, receive, send)
+            return
+        error = WrongKeyError("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.")
+        response = refusal_of(error).response
+        response.headers["Connection"] = "close"  # the body is not read
+        await response(scope, receive, send)
+
+    def _may_ask(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        credentials = self._credentials.get(path, self._credentials[""])
+        if path in OPEN_PATHS or not credentials:
+            return True
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        given = scheme.capitalize() + b" " + key.strip()
+        return any(hmac.compare_digest(given, each) for each in credentials)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the record of a request tells of its answer.
+
+    Attributes:
+        prompt_tokens, completion_tokens: counts.
+        first_token_seconds: from the request to its first text; None if there was none.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_seconds: float | None
+
+
+def set_figures(scope: Scope, read: Callable[[], Figures]) -> None:
+    """Have the record of a request tell these figures, read at its end."""
+    scope["state"]["figures"] = read
+
+
+class RequestLog:
+    """Gives each request a name, counts it, and writes a line about it, without contents and keys.
+
+    Args:
+        app: the application.
+        metrics: counts requests and their times.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), 500
+        start, status, name = time.monotonic(), 500, _request_id(scope)
+        scope.setdefault("state", {})
 
-        async def send_in_time(message: Message) -> None:
+        async def send_named(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
-            with anyio.fail_after(SEND_SECONDS):
-                await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+            await send(message)
 
         try:
-            await self._serve(scope, _Body(receive, self._largest_body), send_in_time)
+            await self._app(scope, receive, send_named)
         finally:
+            seconds = time.monotonic() - start
             path = next((path for path in KNOWN_PATHS[::-1] if scope["path"].startswith(path)), "other")
             self._metrics.requests.labels(path, str(status)).inc()
-            self._metrics.request_seconds.labels(path).observe(time.monotonic() - start)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        try:
-            self._check(scope["path"], headers)
-            _check_length(headers, self._largest_body)
-        except (RequestError, HTTPException) as error:
-            await _refuse(error, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
-        if self._authorization is None:
-            host = headers.get(b"host", b"localhost").decode("latin-1")
-            if host.rpartition(":")[0].lower() not in LOOPBACK_HOSTS and host.lower() not in LOOPBACK_HOSTS:
-                raise ForeignHostError(
-                    "Without an API key this server answers to localhost alone: start it with --api-key."
-                )
-        elif path not in OPEN_PATHS:
-            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-            given = scheme.capitalize() + b" " + key.strip()
-            if not hmac.compare_digest(given, self._authorization):
-                raise WrongKeyError("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.")
+            self._metrics.request_seconds.labels(path).observe(seconds)
+            _write_line(scope, status, seconds, name.decode())
 
 
-def too_large(largest: int) -> HTTPException:
-    """The refusal of a body."""
-    return HTTPException(413, f"The request is larger than {largest:,} bytes: send less text.")
+def _request_id(scope: Scope) -> bytes:
+    given: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given if REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}".encode()
 
 
-def _check_length(headers: dict[bytes, bytes], largest: int) -> None:
-    length = headers.get(b"content-length", b"0")
-    if length.isdigit() and int(length[:20]) > largest:
-        raise too_large(largest)
-
-
-class _Body:
-    """Receives a request's body, which may neither be too large nor come too slowly."""
-
-    def __init__(self, receive: Receive, largest: int) -> None:
-        self._receive, self._largest = receive, largest
-        self._size, self._is_complete = 0, False
-        self._deadline = time.monotonic() + BODY_SECONDS
-
-    async def __call__(self) -> Message:
-        if self._is_complete:
-            return await self._receive()
-        with anyio.move_on_after(self._deadline - time.monotonic()) as patience:
-            message = await self._receive()
-        if patience.cancelled_caught:
-            raise HTTPException(408, f"The request did not come within {BODY_SECONDS:.0f} seconds.")
-        self._size += len(message.get("body", b""))
-        if self._size > self._largest:
-            raise too_large(self._largest)
-        self._is_complete = not message.get("more_body", False)
-        return message
-
-
-async def _refuse(error: RequestError | HTTPException, send: Callable[[Message], Awaitable[Any]]) -> None:
-    refusal = failure_of(error)
-    body = json.dumps(refusal.body).encode()
-    own = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-    headers = [(name.lower().encode(), value.encode()) for name, value in {**own, **refusal.headers}.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _write_line(scope: Scope, status: int, seconds: float, name: str) -> None:
+    level = logging.DEBUG if scope["path"] in PROBED_PATHS else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    method, path = scope["method"], scope.get("raw_path", b"").decode("latin-1")[:200]
+    fields: dict[str, Any] = {
+        "request_id": name,
+        "client": (scope.get("client") or ("",))[0],
+        "method": method,
+        "path": path,
+        "status": status,
+        "seconds": round(seconds, 4),
+    }
+    text = f"{method} {path} {status} in {seconds:.3f} s"
+    if read := scope["state"].get("figures"):
+        figures: Figures = read()
+        first = figures.first_token_seconds
+        fields.update(vars(figures), first_token_seconds=None if first is None else round(first, 4))
+        text += f", {figures.prompt_tokens} + {figures.completion_tokens} tokens"
+        text += "" if first is None else f", the first after {first:.3f} s"
+    logger.log(level, "%s, %s", text, name, extra={"fields": fields})

@@ -10,11 +10,22 @@ from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import checked_requests
 from modelscope_polylm.generator import Prompt
+from modelscope_polylm.openai_requests import generation_options, unsupported_field, without_end
+from modelscope_polylm.serve.errors import RequestError
 from modelscope_polylm.serve.jobs import Work
-from modelscope_polylm.serve.schemas import ChatRequest, CompletionRequest, Message, generation_call, refuse_unknown
+from modelscope_polylm.serve.schemas import (
+    EMPTY_IN_MESSAGES,
+    IGNORED_IN_MESSAGES,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+)
+from modelscope_polylm.text.prompts import SYSTEM_ROLES, join_turns
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
+
+SYSTEM_NOTE = "PolyLM was not trained with system messages: this one stands before the user's message."
 
 
 class RequestReader:
@@ -24,13 +35,21 @@ class RequestReader:
         generator: the loaded model.
         defaults: options of the server; they win over the model's, and a request's win over them.
         max_rows: most rows that a request may take.
+        system_message: what becomes of system messages, as in `join_turns`.
 
     Raises:
         OptionError: `defaults` contradict each other, or take more rows.
     """
 
-    def __init__(self, generator: TextGenerator, defaults: Mapping[str, Any], max_rows: int) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        defaults: Mapping[str, Any],
+        max_rows: int,
+        system_message: str = "prepend",
+    ) -> None:
         self._generator, self._defaults, self._max_rows = generator, defaults, max_rows
+        self._system_message = system_message
         rows = max((options := self._options({})).num_beams, options.num_return_sequences)
         if rows > max_rows:
             raise OptionError(
@@ -48,12 +67,14 @@ class RequestReader:
         options, kept = self._options_of(request)
         messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
         prompt = self._generator.reader.read(
-            {"messages": messages}, options, allow_role_markers=request.allow_role_markers
+            {"messages": join_turns(messages, self._system_message)},
+            options,
+            allow_role_markers=request.allow_role_markers,
         )
         return self._work([prompt], options, kept, kept, request)
 
     def read_completion(self, request: CompletionRequest) -> Work:
-        """The work of texts to continue; see `read_chat`."""
+        """The work of texts to continue. Raises as `read_chat`."""
         refuse_unknown(request)
         options, kept = self._options_of(request)
         candidates = max(request.best_of or kept, kept)
@@ -63,7 +84,8 @@ class RequestReader:
 
     def _options_of(self, request: Any) -> tuple[GenerationOptions, int]:
         """The request's options, and how many answers it wants; beam search alone gets several from one row."""
-        call = generation_call(request)
+        call = generation_options(dict(request))
+        call.pop("output_scores", None)
         wanted = call.pop("num_return_sequences", None)
         options = self._options(call)
         if wanted is not None and options.num_beams > 1:
@@ -71,6 +93,8 @@ class RequestReader:
         kept = wanted or options.num_return_sequences
         if options.num_beams == 1:
             options = dataclasses.replace(options, num_return_sequences=1)
+        if request.ignore_eos:
+            options = without_end(options)
         self._check_sizes(options)
         return dataclasses.replace(options, output_logprobs=_wants_logprobs(request), output_scores=False), kept
 
@@ -111,6 +135,25 @@ class RequestReader:
         if options.num_beams == 1:
             prompts = [prompt for prompt in prompts for _ in range(candidates)]
         return Work(prompts, options, stops, kept, candidates, bool(request.output_scores))
+
+
+def refuse_unknown(request: Any) -> None:
+    """Raise RequestError for a field that has no meaning here; nothing is ignored in silence."""
+    found = unsupported_field(request.model_extra or {}, type(request).model_fields)
+    if found is not None:
+        raise RequestError(found[1], found[0][:80])
+    for index, message in enumerate(getattr(request, "messages", ())):
+        for name, value in (message.model_extra or {}).items():
+            if name in IGNORED_IN_MESSAGES or (name in EMPTY_IN_MESSAGES and value in (None, [], {}, "")):
+                continue
+            raise RequestError(f"messages[{index}].{name:.80} is not supported: leave it out.", "messages")
+
+
+def note_of(request: Any) -> str | None:
+    """What a client should know of the answer to a request that could be read."""
+    messages = getattr(request, "messages", ())
+    has_system = any(message.role in SYSTEM_ROLES and (_content(message) or "").strip() for message in messages)
+    return SYSTEM_NOTE if has_system else None
 
 
 def _wants_logprobs(request: Any) -> bool:

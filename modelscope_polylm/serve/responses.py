@@ -1,16 +1,16 @@
-"""The responses of OpenAI's interface."""
+"""The responses of OpenAI's interface, and how the answers of a request become one of them or a stream of chunks."""
 
 from __future__ import annotations
 
 import itertools
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from modelscope_polylm.serve import responses
 from modelscope_polylm.serve.jobs import Choice, FinishReason, Job, Token
 
 
@@ -19,16 +19,6 @@ def _is_none(value: object) -> bool:
 
 
 Score = Annotated[float | None, Field(exclude_if=_is_none, description="With output_scores.")]
-
-
-def now() -> int:
-    """The time as OpenAI writes it: whole seconds since 1970."""
-    return int(time.time())
-
-
-def new_id(prefix: str) -> str:
-    """A name for a response."""
-    return f"{prefix}-{uuid.uuid4().hex}"
 
 
 class ErrorBody(BaseModel):
@@ -179,118 +169,118 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-class Format(Protocol):
-    """How the answers of one request are written."""
+class Version(BaseModel):
+    """The release of this package."""
 
+    version: str
+
+
+class Format(ABC):
+    """How the answers to one request are written.
+
+    Args:
+        model: the model's name.
+        request: what was asked.
+        job: the request on its way.
+    """
+
+    prefix: str
+    """What the names of the responses begin with."""
+
+    def __init__(self, model: str, request: Any, job: Job) -> None:
+        name = f"{self.prefix}-{uuid.uuid4().hex}"
+        self._response: dict[str, Any] = {"id": name, "model": model, "created": int(time.time())}
+
+    @abstractmethod
     def whole(self, job: Job) -> BaseModel:
         """All answers, complete."""
 
-    def opening(self, index: int) -> BaseModel | None:
-        """The first piece of a choice, if there is anything to say before its text."""
+    @abstractmethod
+    def opening(self, index: int) -> ChatChunk | TextResponse | None:
+        """The first chunk of a choice, if there is anything to say before its text."""
 
-    def piece(self, index: int, text: str) -> BaseModel:
-        """More text of a choice."""
+    @abstractmethod
+    def piece(self, index: int, text: str) -> ChatChunk | TextResponse:
+        """A chunk with more text of a choice."""
 
-    def end(self, index: int, choice: Choice) -> BaseModel:
-        """The last piece of a choice, behind its text."""
+    @abstractmethod
+    def end(self, index: int, choice: Choice) -> ChatChunk | TextResponse:
+        """The last chunk of a choice, after its text."""
 
-    def usage(self, job: Job) -> BaseModel:
-        """The counts of tokens, behind everything."""
+    @abstractmethod
+    def usage(self, job: Job) -> ChatChunk | TextResponse:
+        """A chunk with the counts of tokens, after all choices."""
 
 
-class ChatFormat:
-    """The format of /v1/chat/completions."""
+class ChatFormat(Format):
+    """/v1/chat/completions."""
 
-    def __init__(self, model: str, request: Any, job: Job) -> None:
-        self._response: dict[str, Any] = {
-            "id": responses.new_id("chatcmpl"),
-            "model": model,
-            "created": responses.now(),
-        }
+    prefix = "chatcmpl"
 
-    def whole(self, job: Job) -> responses.ChatResponse:
-        """See `Format`."""
+    def whole(self, job: Job) -> ChatResponse:
         choices = [
-            responses.ChatChoice(
+            ChatChoice(
                 index=index,
-                message=responses.ChatMessage(content=choice.text),
+                message=ChatMessage(content=choice.text),
                 logprobs=_chat_logprobs(choice),
                 finish_reason=choice.finish_reason or "stop",
                 score=choice.score,
             )
             for index, choice in enumerate(job.choices)
         ]
-        return responses.ChatResponse(**self._response, choices=choices, usage=_usage(job))
+        return ChatResponse(**self._response, choices=choices, usage=usage_of(job))
 
-    def opening(self, index: int) -> responses.ChatChunk:
-        """See `Format`."""
-        return self._chunk(index, responses.Delta(role="assistant", content=""))
+    def opening(self, index: int) -> ChatChunk:
+        return self._chunk(index, Delta(role="assistant", content=""))
 
-    def piece(self, index: int, text: str) -> responses.ChatChunk:
-        """See `Format`."""
-        return self._chunk(index, responses.Delta(content=text))
+    def piece(self, index: int, text: str) -> ChatChunk:
+        return self._chunk(index, Delta(content=text))
 
-    def end(self, index: int, choice: Choice) -> responses.ChatChunk:
-        """See `Format`."""
+    def end(self, index: int, choice: Choice) -> ChatChunk:
         return self._chunk(
             index,
-            responses.Delta(),
+            Delta(),
             finish_reason=choice.finish_reason,
             logprobs=_chat_logprobs(choice),
             score=choice.score,
         )
 
-    def usage(self, job: Job) -> responses.ChatChunk:
-        """See `Format`."""
-        return responses.ChatChunk(**self._response, choices=[], usage=_usage(job))
+    def usage(self, job: Job) -> ChatChunk:
+        return ChatChunk(**self._response, choices=[], usage=usage_of(job))
 
-    def _chunk(self, index: int, delta: responses.Delta, **more: Any) -> responses.ChatChunk:
-        choice = responses.ChatChunkChoice(index=index, delta=delta, **more)
-        return responses.ChatChunk(**self._response, choices=[choice])
+    def _chunk(self, index: int, delta: Delta, **more: Any) -> ChatChunk:
+        return ChatChunk(**self._response, choices=[ChatChunkChoice(index=index, delta=delta, **more)])
 
 
-class TextFormat:
-    """The format of /v1/completions."""
+class TextFormat(Format):
+    """/v1/completions."""
+
+    prefix = "cmpl"
 
     def __init__(self, model: str, request: Any, job: Job) -> None:
-        self._response: dict[str, Any] = {
-            "id": responses.new_id("cmpl"),
-            "model": model,
-            "created": responses.now(),
-        }
-        self._prompts = self._echoed(job) if request.echo else [""] * len(job.choices)
+        super().__init__(model, request, job)
+        self._prompts = _echoed(job) if request.echo else [""] * len(job.choices)
 
-    @staticmethod
-    def _echoed(job: Job) -> list[str]:
-        work = job.work
-        copies = 1 if work.options.num_beams > 1 else work.candidates
-        return [prompt.text for prompt in work.prompts[::copies] for _ in range(work.kept)]
-
-    def whole(self, job: Job) -> responses.TextResponse:
-        """See `Format`."""
+    def whole(self, job: Job) -> TextResponse:
         choices = [
             self._choice(index, self._prompts[index] + choice.text, choice) for index, choice in enumerate(job.choices)
         ]
-        return responses.TextResponse(**self._response, choices=choices, usage=_usage(job))
+        return TextResponse(**self._response, choices=choices, usage=usage_of(job))
 
-    def opening(self, index: int) -> responses.TextResponse | None:
-        """See `Format`."""
+    def opening(self, index: int) -> TextResponse | None:
         return self.piece(index, self._prompts[index]) if self._prompts[index] else None
 
-    def piece(self, index: int, text: str) -> responses.TextResponse:
-        """See `Format`."""
-        return responses.TextResponse(**self._response, choices=[responses.TextChoice(index=index, text=text)])
+    def piece(self, index: int, text: str) -> TextResponse:
+        return TextResponse(**self._response, choices=[TextChoice(index=index, text=text)])
 
-    def end(self, index: int, choice: Choice) -> responses.TextResponse:
-        """See `Format`."""
-        return responses.TextResponse(**self._response, choices=[self._choice(index, "", choice)])
+    def end(self, index: int, choice: Choice) -> TextResponse:
+        return TextResponse(**self._response, choices=[self._choice(index, "", choice)])
 
-    def usage(self, job: Job) -> responses.TextResponse:
-        """See `Format`."""
-        return responses.TextResponse(**self._response, choices=[], usage=_usage(job))
+    def usage(self, job: Job) -> TextResponse:
+        return TextResponse(**self._response, choices=[], usage=usage_of(job))
 
-    def _choice(self, index: int, text: str, choice: Choice) -> responses.TextChoice:
-        return responses.TextChoice(
+    def _choice(self, index: int, text: str, choice: Choice) -> TextChoice:
+        return TextChoice(
             index=index,
             text=text,
             logprobs=_text_logprobs(choice),
@@ -299,9 +289,17 @@ class TextFormat:
         )
 
 
-def _usage(job: Job) -> responses.Usage:
+def usage_of(job: Job) -> Usage:
+    """The counts of tokens so far."""
     prompt, generated = job.work.prompt_tokens, job.generated
-    return responses.Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
+    return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
+
+
+def _echoed(job: Job) -> list[str]:
+    """The prompt of each choice."""
+    work = job.work
+    copies = 1 if work.options.num_beams > 1 else work.candidates
+    return [prompt.text for prompt in work.prompts[::copies] for _ in range(work.kept)]
 
 
 def _name(token: Token) -> str:
@@ -309,22 +307,21 @@ def _name(token: Token) -> str:
     return token.text or "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
 
 
-def _chat_logprobs(choice: Choice) -> responses.ChatLogprobs | None:
+def _chat_logprobs(choice: Choice) -> ChatLogprobs | None:
     if choice.logprobs is None:
         return None
     content = [
-        responses.TokenLogprob(token=_name(token), logprob=token.logprob, bytes=list(token.raw))
-        for token in choice.logprobs
+        TokenLogprob(token=_name(token), logprob=token.logprob, bytes=list(token.raw)) for token in choice.logprobs
     ]
-    return responses.ChatLogprobs(content=content)
+    return ChatLogprobs(content=content)
 
 
-def _text_logprobs(choice: Choice) -> responses.TextLogprobs | None:
+def _text_logprobs(choice: Choice) -> TextLogprobs | None:
     tokens: Sequence[Token] | None = choice.logprobs
     if tokens is None:
         return None
     offsets = itertools.accumulate((len(token.text) for token in tokens), initial=0)
-    return responses.TextLogprobs(
+    return TextLogprobs(
         tokens=[_name(token) for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
         text_offset=list(offsets)[: len(tokens)],

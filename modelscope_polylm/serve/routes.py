@@ -1,47 +1,56 @@
-"""The way of a request: read it, queue it, wait or stream, and give its place back whatever happens."""
+"""The way of a request: read it, queue it, wait or stream, and free its rows whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from modelscope_polylm.errors import PolyLMError
-from modelscope_polylm.serve.errors import RequestError, UnknownModelError, failure_of
+from modelscope_polylm.serve.errors import RequestError, UnknownModelError, refusal_of
 from modelscope_polylm.serve.jobs import Job, Work
 from modelscope_polylm.serve.metrics import Metrics
-from modelscope_polylm.serve.responses import Format
+from modelscope_polylm.serve.middleware import Figures, set_figures
+from modelscope_polylm.serve.parsing import note_of
+from modelscope_polylm.serve.responses import Format, usage_of
 from modelscope_polylm.serve.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
-PING_SECONDS = 15.0
-"""A stream without news gets a comment this often, so that nothing on the way takes it for dead."""
+HEADERS_SECONDS = 0.2
+"""A stream's headers wait so long for its start, so that a request that fails at once gets the status of its error."""
+COMMENT_SECONDS = 10.0
+"""A stream gets a comment after so long without an event, so that nothing between takes it for dead."""
+COMMENT = ": waiting\n\n"
 CLIENT_GONE = 499
+NOTE_HEADER = "X-PolyLM-Note"
 
 
 @dataclass(frozen=True)
-class Service:
+class ServedModel:
     """The model that is served.
 
     Attributes:
         names: what requests may call it, the first one is its name.
+        scheduler: runs the requests.
+        metrics: are kept up to date.
     """
 
     names: tuple[str, ...]
     scheduler: Scheduler
     metrics: Metrics
 
-    def check_model(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
         """Raise UnknownModelError for another model."""
         if name not in self.names:
             raise UnknownModelError(
@@ -56,26 +65,34 @@ class Service:
         new_format: Callable[[str, Any, Job], Format],
     ) -> Response:
         """Answer a request with a response or a stream."""
-        self.check_model(request.model)
+        self.check_name(request.model)
         job = self.scheduler.submit(await asyncio.to_thread(read, request))
+        set_figures(http.scope, functools.partial(_figures, job))
         self.metrics.prompt_tokens.inc(job.work.prompt_tokens)
         try:
-            waiting = job.until_started() if request.stream else job.until_complete()
-            if not await _unless_gone(http, waiting):
-                self.scheduler.leave(job)
-                return Response(status_code=CLIENT_GONE)
-            format = new_format(self.names[0], request, job)
-            if not request.stream:
-                return Response(format.whole(job).model_dump_json(), media_type="application/json")
-            counts = request.stream_options is not None and request.stream_options.include_usage
-            return EventStream(_events(job, format, counts), lambda: self.scheduler.leave(job))
+            response = await self._response(http, request, job, new_format(self.names[0], request, job))
         except BaseException:
             self.scheduler.leave(job)
             raise
+        if (note := note_of(request)) is not None:
+            response.headers[NOTE_HEADER] = note
+        return response
+
+    async def _response(self, http: Request, request: Any, job: Job, format: Format) -> Response:
+        if request.stream:
+            is_there = await _unless_gone(http, job.until_started(), HEADERS_SECONDS)
+        else:
+            is_there = await _unless_gone(http, job.until_complete())
+        if not is_there:
+            self.scheduler.leave(job)
+            return Response(status_code=CLIENT_GONE)
+        if not request.stream:
+            return Response(format.whole(job).model_dump_json(), media_type="application/json")
+        return EventStream(_events(job, format, request.stream_options), lambda: self.scheduler.leave(job))
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events.
+    """Server-sent events, with comments in long pauses.
 
     Args:
         events: the texts of the events.
@@ -85,31 +102,63 @@ class EventStream(StreamingResponse):
     def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._on_end = on_end
+        self._last_sent = time.monotonic()
+        self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+
+        async def send_noting(message: Message) -> None:
+            self._is_sending = True
+            await send(message)
+            self._is_sending, self._last_sent = False, time.monotonic()
+
+        comments = asyncio.create_task(self._comment(send_noting))
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_noting)
         finally:
+            comments.cancel()
             self._on_end()
 
+    async def _comment(self, send: Send) -> None:
+        """Send a comment whenever nothing else was sent for some time; never while an event waits for its reader."""
+        while True:
+            pause = self._last_sent + COMMENT_SECONDS - time.monotonic()
+            if pause > 0 or self._is_sending:
+                await asyncio.sleep(max(pause, COMMENT_SECONDS / 10))
+            else:
+                await send({"type": "http.response.body", "body": COMMENT.encode(), "more_body": True})
 
-async def _events(job: Job, format: Format, counts: bool) -> AsyncIterator[str]:
+
+def _figures(job: Job) -> Figures:
+    first = None if job.first_text is None else job.first_text - job.arrived
+    return Figures(job.work.prompt_tokens, job.generated, first)
+
+
+async def _events(job: Job, format: Format, options: Any) -> AsyncIterator[str]:
+    wants_counts = options is not None and options.include_usage
+    counts_always = wants_counts and options.continuous_usage_stats
     try:
-        async for piece in _pieces(job, format):
-            yield ": waiting\n\n" if piece is None else f"data: {piece.model_dump_json()}\n\n"
+        async for chunk in _chunks(job, format):
+            if counts_always:
+                chunk.usage = usage_of(job)
+            yield _event(chunk)
     except Exception as error:
         if not isinstance(error, (PolyLMError, RequestError)):
             logger.error("A stream failed.", exc_info=error)
-        yield f"data: {json.dumps(failure_of(error).body)}\n\n"
+        yield f"data: {json.dumps(refusal_of(error).body)}\n\n"
         return
-    if counts:
-        yield f"data: {format.usage(job).model_dump_json()}\n\n"
+    if wants_counts:
+        yield _event(format.usage(job))
     yield "data: [DONE]\n\n"
 
 
-async def _pieces(job: Job, format: Format) -> AsyncIterator[BaseModel | None]:
-    """What is new of each choice whenever something is; a slow reader gets larger pieces. None: nothing for a while."""
+def _event(chunk: BaseModel) -> str:
+    return f"data: {chunk.model_dump_json()}\n\n"
+
+
+async def _chunks(job: Job, format: Format) -> AsyncIterator[Any]:
+    """What is new of each choice whenever something is; a slow reader gets larger chunks."""
     sent, ended = [0] * len(job.choices), [False] * len(job.choices)
     for index in range(len(job.choices)):
         if (opening := format.opening(index)) is not None:
@@ -124,21 +173,17 @@ async def _pieces(job: Job, format: Format) -> AsyncIterator[BaseModel | None]:
                 yield format.end(index, choice)
         if all(ended):
             return
-        with anyio.move_on_after(PING_SECONDS) as patience:
-            await job.news()
-        if patience.cancelled_caught:
-            yield None
+        await job.news()
 
 
-async def _unless_gone(http: Request, waiting: Coroutine[Any, Any, None]) -> bool:
-    """Wait; False if the client goes away before."""
+async def _unless_gone(http: Request, waiting: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
+    """Wait, so many seconds at most; False if the client goes away before."""
     result, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnected(http))
     try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            return False
-        result.result()
-        return True
+        await asyncio.wait({result, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if result.done():
+            result.result()
+        return result.done() or not gone.done()
     finally:
         result.cancel()
         gone.cancel()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from modelscope_polylm.terminal.models import find_model, model_names, published
+from modelscope_polylm.terminal.models import find_model, model_names, release_name
 
 if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot
@@ -26,6 +26,7 @@ def run_vllm_server(
     host: str,
     port: int,
     api_key: str | None,
+    release: str | None = None,
     extra_arguments: Sequence[str] = (),
 ) -> NoReturn:
     """Become vLLM's server, in the same process.
@@ -34,7 +35,8 @@ def run_vllm_server(
         model: a folder, a hub id, or a release such as tiny or assistant-13b; clients may ask for any of its names.
         host, port: where to listen.
         api_key: what clients have to send; None lets everybody in. It stays out of the list of processes.
-        extra_arguments: of `vllm serve`, behind the others, so that they win.
+        release: which release the model is, where its name does not tell.
+        extra_arguments: of `vllm serve`, after the others, so that they win.
 
     Raises:
         DependencyError: vLLM is missing or of an unsupported release.
@@ -43,9 +45,7 @@ def run_vllm_server(
     from modelscope_polylm.backends.vllm.engine import check_vllm
 
     check_vllm()  # before anything large is downloaded or written
-    release = published(model)
-    name = release.name if release else None
-    command = vllm_command(find_model(model), model, host, port, name, extra_arguments)
+    command = vllm_command(find_model(model), model, host, port, release_name(model, release), extra_arguments)
     environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
     if api_key is not None:
         environment["VLLM_API_KEY"] = api_key
@@ -55,7 +55,7 @@ def run_vllm_server(
 def vllm_command(
     folder: Path, model: str, host: str, port: int, release: str | None, extra_arguments: Sequence[str] = ()
 ) -> list[str]:
-    """The command line of vLLM's server for a snapshot, which is packaged if it is not in today's form."""
+    """The command line of vLLM's server for a snapshot, packaged if vLLM cannot read it as it is."""
     from modelscope_polylm.packaging.cache import packaged_snapshot
     from modelscope_polylm.snapshot import open_snapshot
 

@@ -8,19 +8,74 @@ import json
 import socket
 from collections.abc import Callable
 from dataclasses import Field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from modelscope_polylm.errors import OptionError
+from modelscope_polylm.errors import OptionError, suggestion
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.terminal.errors import with_signature
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ENVIRONMENT_PREFIX = "POLYLM"
 REPORTS = frozenset({"output_scores", "output_logprobs"})
 """Options that ask for more than texts; commands that print texts alone do not have them."""
 
 FIELDS = {field.name: field for field in option_fields() if field.name not in REPORTS}
+
+
+def _configure(context: typer.Context, file: Path | None) -> Path | None:
+    """Take flags that are not given from environment variables, and then from a file."""
+    context.auto_envvar_prefix = ENVIRONMENT_PREFIX
+    if file is not None:
+        context.default_map = configuration(file, context.command)
+    return file
+
+
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A YAML file with flags by their names. Each can also come from the environment, as POLYLM_MAX_QUEUE.",
+        callback=_configure,
+        is_eager=True,
+        envvar=f"{ENVIRONMENT_PREFIX}_CONFIG",
+    ),
+]
+
+
+def configuration(file: Path, command: Any) -> dict[str, Any]:
+    """The flags of a file by their parameters' names. Raises typer.BadParameter, which names the file."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise typer.BadParameter(f"{file} must hold flags and their values, such as 'port: 8000'.")
+    known = {parameter.name: parameter for parameter in command.params if parameter.name not in ("config", "help")}
+    found = {}
+    for name, value in values.items():
+        parameter = known.get(str(name).replace("-", "_"))
+        if parameter is None:
+            raise typer.BadParameter(f"{file} has {name!r}, which is no flag here: {suggestion(name, known)}")
+        if value is not None:
+            found[str(parameter.name)] = _configured(file, name, value, parameter)
+    return found
+
+
+def _configured(file: Path, name: Any, value: Any, parameter: Any) -> Any:
+    """A value of a file as the command line would give it."""
+    if parameter.name in FIELDS and FIELDS[parameter.name].metadata.get("nested"):
+        return json.dumps(value)
+    if parameter.multiple or parameter.nargs == -1:
+        return value if isinstance(value, list) else [value]
+    if isinstance(value, (list, dict)):
+        raise typer.BadParameter(f"{file} has {name!r} with {value!r:.80}: give one value.")
+    return value
 
 
 def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -132,6 +187,14 @@ ModelFlag = Annotated[
     ),
 ]
 RevisionFlag = Annotated[str | None, typer.Option("--revision", help="Tag or branch on the hub.")]
+ReleaseFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--release",
+        help="Which release the model is, where neither its name nor its folder tells.",
+        autocompletion=complete_model,
+    ),
+]
 DeviceFlag = Annotated[
     str | None,
     typer.Option("--device", help="cpu, gpu, cuda:1, ...; a GPU if there is one.", autocompletion=complete_device),
@@ -144,7 +207,6 @@ BackendFlag = Annotated[
     str, typer.Option("--backend", help="native, transformers or vllm.", autocompletion=complete_backend)
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_address(host: str, port: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import DownloadError
-from modelscope_polylm.releases import RELEASES, Release
+from modelscope_polylm.releases import named_release
 from modelscope_polylm.terminal.output import working, write_error
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_model(
     backend: str = "native",
 ) -> TextGenerator:
     """The model on its device, ready to generate; see `TextGenerator.load`."""
-    folder, release = find_model(model, revision), published(model)
+    folder, release = find_model(model, revision), named_release(model)
     with working(f"Loading {model}"):
         from modelscope_polylm.generator import TextGenerator
 
@@ -69,18 +69,12 @@ def _announce_download(model: str, revision: str | None) -> None:
     from modelscope_polylm.files import cache_root
     from modelscope_polylm.hub.download import download_size
 
-    release = published(model)
+    release = named_release(model)
     model_id, wanted = (release.model_id, revision or release.revision) if release else (model, revision)
     size = download_size(model_id, wanted)
     logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
     name = f"{model_id} at {wanted}" if wanted else model_id
     write_error(f"{name} is not complete in {cache_root()}: downloading up to {readable_bytes(size)}.")
-
-
-def published(model: str) -> Release | None:
-    """The release that a short name or hub id stands for."""
-    ids = ((release, (release.model_id, release.hf_id, *release.aliases)) for release in RELEASES.values())
-    return RELEASES.get(model.lower()) or next((release for release, known in ids if model in known), None)
 
 
 def readable_bytes(count: float) -> str:
@@ -96,8 +90,7 @@ def model_names(model: str, name: str | None) -> tuple[str, ...]:
     """What requests may call a model: the given name, or MODEL and the other names of its release; never a path."""
     if name is not None:
         return (name,)
-    release = published(model)
+    release = named_release(model)
     if release is not None:
-        known = (release.name, release.model_id, release.hf_id, *release.aliases)
-        return tuple(dict.fromkeys(each for each in (model, *known) if each))
+        return tuple(dict.fromkeys((model, release.name, *release.hub_ids)))
     return (Path(model).resolve().name,) if Path(model).expanduser().is_dir() else (model,)

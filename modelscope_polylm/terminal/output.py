@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import sys
 import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +42,19 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join("\ufffd" if unicodedata.category(each) == "Cc" and each not in "\n\t" else each for each in text)
+
+
+def json_line(value: Any) -> str:
+    """One line of JSON that every reader accepts: a number that JSON cannot express, such as NaN, becomes null."""
+    return json.dumps(_expressible(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _expressible(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _expressible(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_expressible(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def console(stderr: bool = False) -> Console:

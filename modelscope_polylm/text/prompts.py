@@ -12,6 +12,10 @@ from typing import Any, TypedDict
 from modelscope_polylm.errors import ContextLengthError, InputError
 
 USER, ASSISTANT = "user", "assistant"
+SYSTEM_ROLES = ("system", "developer")
+"""Roles that PolyLM was not trained with; clients of OpenAI's interface send them, the second one the newer clients."""
+SYSTEM_MESSAGES = ("refuse", "prepend")
+"""What can become of system messages."""
 
 
 class Message(TypedDict):
@@ -32,6 +36,8 @@ class PromptFormat:
             exists.
         role_markers: texts that begin a turn; in a message they would forge one.
         one_line_breaks: whether a question is stripped and its runs of line breaks become one.
+        end_in_history: whether training puts the end token after earlier answers, too. A prompt's text cannot hold it,
+            so the pipelines' history has none; what the published weights were trained with is not known.
     """
 
     name: str
@@ -39,6 +45,7 @@ class PromptFormat:
     earlier_turn: str | None = None
     role_markers: tuple[str, ...] = ()
     one_line_breaks: bool = False
+    end_in_history: bool = False
 
 
 FORMATS: dict[str, PromptFormat] = {
@@ -68,6 +75,64 @@ FORMATS: dict[str, PromptFormat] = {
         ),
     )
 }
+
+
+def join_turns(messages: Sequence[Mapping[str, Any]], system_message: str = "refuse") -> list[Mapping[str, Any]]:
+    """The turns of a conversation as clients of OpenAI's interface mean them, to be checked by `check_messages`.
+
+    User messages in a row become one, with a blank line between them, and empty system messages are left out.
+
+    Args:
+        messages: mappings with `role` and `content`.
+        system_message: 'prepend' puts a system message before the user message after it, or after the one before it
+            where none follows; 'refuse' leaves it to be refused.
+    """
+    joined: list[Mapping[str, Any]] = []
+    texts: list[str] = []
+    for message in messages:
+        role, content = _role_and_text(message)
+        if role in SYSTEM_ROLES and not content.strip():
+            continue
+        if role in SYSTEM_ROLES and system_message == "prepend":
+            texts.append(content)
+        elif role == USER and content:
+            _add_user(joined, "\n\n".join([*texts, content]))
+            texts = []
+        else:
+            joined.append(message)
+    if texts and joined and _role_and_text(joined[-1])[0] == USER:
+        _add_user(joined, "\n\n".join(texts))
+    elif texts:
+        joined.append({"role": SYSTEM_ROLES[0], "content": "\n\n".join(texts)})
+    return joined
+
+
+def _role_and_text(message: object) -> tuple[object, str]:
+    """A message's role, None if it has another form, and its content, if that is a text."""
+    if not isinstance(message, Mapping):
+        return None, ""
+    role, content = message.get("role"), message.get("content")
+    if content is not None and not isinstance(content, str):
+        return None, ""
+    return (role if isinstance(role, str) else None), content or ""
+
+
+def _add_user(messages: list[Mapping[str, Any]], content: str) -> None:
+    role, earlier = _role_and_text(messages[-1]) if messages else (None, "")
+    if role == USER and earlier:
+        messages.pop()
+        content = f"{earlier}\n\n{content}"
+    messages.append({"role": USER, "content": content})
+
+
+def known_format(format: PromptFormat | None) -> PromptFormat:
+    """The format, for what cannot do without. Raises InputError, which says how to name it, for None."""
+    if format is None:
+        raise InputError(
+            "Nothing tells how this snapshot writes messages, as its release is not known: pass release= or "
+            "prompt_format= where the model is loaded, or --release to the command. Plain texts run as they are."
+        )
+    return format
 
 
 def check_messages(
@@ -109,9 +174,9 @@ def _checked_message(message: object, index: int) -> Message:
     if not isinstance(message, Mapping):
         raise InputError(f"messages[{index}] must be {{'role': ..., 'content': ...}}, not {message!r:.80}.")
     role, content = message.get("role"), message.get("content")
-    if role == "system":
+    if role in SYSTEM_ROLES:
         raise InputError(
-            f"messages[{index}] has the role 'system', which PolyLM was not trained with: put its text at the start of "
+            f"messages[{index}] has the role {role!r}, which PolyLM was not trained with: put its text at the start of "
             "the first user message."
         )
     if role not in (USER, ASSISTANT):

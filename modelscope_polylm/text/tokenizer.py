@@ -10,9 +10,20 @@ from typing import Any, NamedTuple
 import sentencepiece
 
 from modelscope_polylm.errors import InputError, SnapshotError
+from modelscope_polylm.files import library_errors, read_untrusted
 
 FILE_NAME = "tokenizer.model"
+MODEL_BYTES = 16 << 20
+"""Most bytes of a model file; the published one, of 256,000 pieces, has 4.75 million."""
 WORD_START = "\u2581"
+
+# Numbers of fields in sentencepiece_model.proto, and the wire types of protobuf.
+PIECE, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
+CHARACTER_MAP = 2
+PIECE_TYPE = 3
+CONTROL = 3
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+VARINT_BYTES = 10
 
 
 class PolyLMTokenizer:
@@ -39,18 +50,17 @@ class PolyLMTokenizer:
             SnapshotError: the file is missing, unreadable, cut off, or without an end piece.
         """
         self.model_file = Path(model_file)
-        model = _read(self.model_file)
-        self.processor: Any = _load(model, self.model_file)
-        self.vocab_size: int = self.processor.get_piece_size()
-        self.unk_token_id: int = self.processor.unk_id()
-        self.bos_token_id = self._piece_id("<s>", self.processor.bos_id())
-        self.eos_token_id = self._required_end_id()
-        self.special_ids = self._find_special_ids()
-        self._byte_values = self._find_byte_values()
-        # Two processors: text must not become a special id, but ids are decoded as the file says.
-        matchable = {token for token in self.special_ids if not self._is_hidden(token)}
-        self._encoder = _load(with_control_pieces(model, matchable), self.model_file) if matchable else self.processor
-        self.anchor_id = None if has_denormalizer(model) else self._find_anchor()
+        model = read_untrusted(self.model_file, MODEL_BYTES)
+        with library_errors(str(self.model_file)):
+            self.processor: Any = _load(model, self.model_file)
+            self.vocab_size: int = self.processor.get_piece_size()
+            self.unk_token_id: int = self.processor.unk_id()
+            self.bos_token_id = self._piece_id("<s>", self.processor.bos_id())
+            self.eos_token_id = self._required_end_id()
+            self.special_ids = self._find_special_ids()
+            self._byte_values = self._find_byte_values()
+            self._encoder = self._safe_encoder(model)
+            self.anchor_id = None if has_denormalizer(model) else self._find_anchor()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PolyLMTokenizer:
@@ -138,6 +148,11 @@ class PolyLMTokenizer:
             raise SnapshotError(f"{self.model_file} has no end piece </s>: it is no PolyLM tokenizer.")
         return end
 
+    def _safe_encoder(self, model: bytes) -> Any:
+        # Two processors: text must not become a special id, but ids are decoded as the file says.
+        matchable = {token for token in self.special_ids if not self._is_hidden(token)}
+        return _load(with_control_pieces(model, matchable), self.model_file) if matchable else self.processor
+
     def _find_special_ids(self) -> frozenset[int]:
         is_control = self.processor.is_control
         named = (self.unk_token_id, self.bos_token_id, self.eos_token_id)
@@ -171,18 +186,6 @@ def check_text(text: object) -> None:
         ) from None
 
 
-def _read(model_file: Path) -> bytes:
-    try:
-        model = model_file.read_bytes()
-    except OSError as error:
-        raise SnapshotError(
-            f"The tokenizer {model_file} cannot be read ({error.strerror}): a PolyLM snapshot needs its {FILE_NAME}."
-        ) from error
-    if model.startswith(b"version https://git-lfs"):
-        raise SnapshotError(f"{model_file} is only a Git LFS pointer: fetch the file itself with `git lfs pull`.")
-    return model
-
-
 def _load(model: bytes, model_file: Path) -> Any:
     processor = sentencepiece.SentencePieceProcessor()
     advice = "It is damaged or not a SentencePiece model: download it again."
@@ -193,14 +196,6 @@ def _load(model: bytes, model_file: Path) -> Any:
     if missing := missing_sections(model):
         raise SnapshotError(f"{model_file} ({len(model)} bytes) has no {' and no '.join(missing)}. {advice}")
     return processor
-
-
-PIECE, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
-CHARACTER_MAP = 2
-PIECE_TYPE = 3
-CONTROL = 3
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Field(NamedTuple):
@@ -237,12 +232,12 @@ def with_control_pieces(model: bytes, ids: Collection[int]) -> bytes:
 
 def _control_piece(piece: bytes) -> bytes:
     kept = b"".join(field.encoded for field in message_fields(piece) if field.number != PIECE_TYPE)
-    content = kept + bytes([PIECE_TYPE << 3 | _VARINT, CONTROL])
-    return bytes([PIECE << 3 | _BYTES]) + _encoded_varint(len(content)) + content
+    content = kept + bytes([PIECE_TYPE << 3 | VARINT, CONTROL])
+    return bytes([PIECE << 3 | BYTES]) + _encoded_varint(len(content)) + content
 
 
 def _sections(model: bytes) -> Iterator[Field]:
-    position, piece_tag = 0, PIECE << 3 | _BYTES
+    position, piece_tag = 0, PIECE << 3 | BYTES
     # The hundreds of thousands of pieces come first and are short: step over them quickly.
     while position + 1 < len(model) and model[position] == piece_tag and model[position + 1] < 0x80:
         position += 2 + model[position + 1]
@@ -259,11 +254,13 @@ def message_fields(message: bytes) -> Iterator[Field]:
 
 
 def _content_size(message: bytes, start: int, wire_type: int) -> tuple[int, int]:
-    if wire_type == _BYTES:
+    if wire_type == BYTES:
         return _varint(message, start)
-    if wire_type == _VARINT:
+    if wire_type == VARINT:
         return _varint(message, start)[1] - start, start
-    return {_FIXED64: 8, _FIXED32: 4}[wire_type], start
+    if wire_type not in (FIXED64, FIXED32):
+        raise ValueError(f"a field has the wire type {wire_type}, which no SentencePiece model uses")
+    return 8 if wire_type == FIXED64 else 4, start
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
@@ -271,6 +268,8 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
     while message[position] >= 0x80:
         value |= (message[position] & 0x7F) << shift
         position, shift = position + 1, shift + 7
+        if shift >= 7 * VARINT_BYTES:
+            raise ValueError("a number is longer than any number of protobuf")
     return value | message[position] << shift, position + 1
 
 

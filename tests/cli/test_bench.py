@@ -11,19 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from modelscope_polylm.cli.bench import command as run
-from modelscope_polylm.cli.bench import report as plot
-from modelscope_polylm.cli.bench.engines import Ours
-from modelscope_polylm.cli.bench.measure import Measurement, measure
-from modelscope_polylm.cli.bench.report import Report
-from modelscope_polylm.cli.bench.workloads import WORKS, Work, shape_config
+from modelscope_polylm.cli.bench import report as reports
+from modelscope_polylm.cli.bench import run
+from modelscope_polylm.cli.bench.engines import PolyLMEngine
+from modelscope_polylm.cli.bench.report import Measurement, Report
+from modelscope_polylm.cli.bench.run import check_memory, compute_rate, least_seconds, measure
+from modelscope_polylm.cli.bench.workloads import WORKLOADS, Workload, random_snapshot, shape_config
+from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.generation.outputs import Answer
 from modelscope_polylm.snapshot import open_snapshot
 
-SMALL = Work("greedy, 1 row, 4 + 2", 1, 4, 2, {"do_sample": False, "num_beams": 1})
+SMALL = Workload("greedy, 1 row, 4 + 2", 1, 4, 2, {"do_sample": False, "num_beams": 1})
 
 SMALL_POINTS = (
-    Work("greedy, 1 row, 4 + 3", 1, 4, 3, {"num_beams": 1}, "ms/token"),
-    Work("greedy, 2 rows, 4 + 2", 2, 4, 2, {"num_beams": 1}, "tokens/s"),
+    Workload("greedy, 1 row, 4 + 3", 1, 4, 3, {"num_beams": 1}, "ms/token"),
+    Workload("greedy, 2 rows, 4 + 2", 2, 4, 2, {"num_beams": 1}, "tokens/s"),
 )
 PLOT = ("--shape", "small", "--engines", "polylm", "--works", "1", "--works", "2", "--repeats", "1", "--device", "cpu")
 
@@ -31,7 +33,7 @@ PLOT = ("--shape", "small", "--engines", "polylm", "--works", "1", "--works", "2
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "read_bandwidth", lambda device: 1e10)
-    monkeypatch.setattr("modelscope_polylm.cli.bench.workloads.WORKS", (SMALL, *SMALL_POINTS, *WORKS[3:]))
+    monkeypatch.setattr("modelscope_polylm.cli.bench.workloads.WORKLOADS", (SMALL, *SMALL_POINTS, *WORKLOADS[3:]))
 
 
 def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
@@ -50,7 +52,7 @@ def test_table_and_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
     [
         (["--shape", "13"], "did you mean 13b?"),
         (["--engines", "transformer"], "did you mean transformers?"),
-        (["--engines", "x"], "use one of polylm"),
+        (["--engines", "x"], "choose one of polylm"),
         (["--works", "99"], "works=99"),
         (["--repeats", "0"], "--repeats"),
         (["--shape", "small", "--out", "/no/where/x"], "does not exist"),
@@ -87,7 +89,8 @@ def test_every_engine_runs_a_snapshot_with_its_own_weights(
     assert (report["shape"], [result["new"] for result in report["results"]]) == (str(random_snapshot), [2])
     snapshot = open_snapshot(random_snapshot)
     weights = snapshot.weight_files.load(snapshot.config, torch.device("cpu"), torch.float32)
-    held = made[0].engine.decoder.embedding if engine == "polylm" else made[0]._model.transformer.wte.weight
+    ours = engine == "polylm"
+    held = made[0].backend.engine.decoder.embedding if ours else made[0].model.transformer.wte.weight
     assert torch.equal(held, weights["wte.weight"])
 
 
@@ -96,47 +99,79 @@ def test_works_that_do_not_fit_are_left_out(polylm: Callable[..., Any], random_s
     outcome = polylm("bench", *arguments, "--works", "0", "--works", "7", "--json")
     assert [result["work"] for result in json.loads(outcome.output)["results"]] == [SMALL.name]
     positions = open_snapshot(random_snapshot).config.max_positions
-    assert f"{WORKS[7].name:30} left out: it needs more than {positions} positions" in outcome.errors
+    assert f"{WORKLOADS[7].name:30} left out: it needs more than {positions} positions" in outcome.errors
     outcome = polylm("bench", *arguments, "--works", "7")
     assert outcome.exit_code == 2
     assert f"fits into the network's {positions} positions" in outcome.errors.splitlines()[-1]
 
 
 def test_answers_that_end_too_early_give_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = Ours(shape_config("small"), torch.device("cpu"), torch.float32)
-    work = Work("greedy, 2 rows, 4 + 3", 2, 4, 3, {"do_sample": False, "num_beams": 1})
-    ours.run(work)
-    updates = [[[5], [6]], [[], [7]]]
-    monkeypatch.setattr(ours.engine, "stream", lambda prompts, options: iter(updates))
+    engine = PolyLMEngine(random_snapshot("small"), torch.device("cpu"), torch.float32)
+    workload = Workload("greedy, 2 rows, 4 + 3", 2, 4, 3, {"do_sample": False, "num_beams": 1})
+    engine.run(workload)
+    answers = [[Answer([5])], [Answer([6, 7])]]
+    monkeypatch.setattr(engine.backend, "generate", lambda prompts, options: answers)
     with pytest.raises(RuntimeError, match="ended after 2 of 3 tokens"):
-        ours.run(work)
-    updates.append([[], [8]])
-    ours.run(work)
+        engine.run(workload)
+    answers[1][0].ids.append(8)
+    engine.run(workload)
+
+
+def test_a_cpu_is_told_what_the_run_takes(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "compute_rate", lambda device, dtype: 1e3)
+    arguments = ("--engines", "polylm", "--works", "0", "--repeats", "1", "--device", "cpu", "--json")
+    outcome = polylm("bench", "--shape", "small", *arguments)
+    assert outcome.exit_code == 0
+    expected = 2 * least_seconds(shape_config("small"), [SMALL], 0.0, 1e3) / 3600
+    size = "engines: 1, works: 1, calls of each: 2"
+    assert f"This takes at least {expected:.1f} hours on this CPU ({size}). --engines" in outcome.errors
+    monkeypatch.setattr(run, "free_bytes", lambda device: 10e6)
+    outcome = polylm("bench", "--shape", "small", *arguments)
+    assert outcome.exit_code == 1
+    assert "GB for weights and KV cache" in outcome.errors
+    assert "choose a smaller --shape" in outcome.errors
+
+
+def test_memory_and_time_follow_from_the_sizes() -> None:
+    config, beams = shape_config("13b"), Workload("", 2, 10, 6, {"num_beams": 4})
+    weights, cache = 2 * config.parameters, 2 * 8 * 16 * 2 * config.layers * config.hidden_size
+    check_memory("13b", config, [beams, SMALL], torch.bfloat16, weights + cache)
+    with pytest.raises(DeviceError, match=r"13b in bfloat16 needs 27\.9 GB .* 27\.8 GB are free"):
+        check_memory("13b", config, [beams, SMALL], torch.bfloat16, weights + cache - 1e8)
+    # bound by reading: a prefill and five steps; the workload of further tokens has a prefill of its own
+    further = Workload("", 1, 10, 6, {}, "ms/token")
+    assert least_seconds(config, [beams], 0.5, 1e18) == pytest.approx(3)
+    assert least_seconds(config, [further], 0.5, 1e18) == pytest.approx(3.5)
+    # bound by computing: every step computes all sequences, the prefill the layers alone
+    layers = config.parameters - 256_000 * 5120
+    expected = (2 * layers * 2 * 10 + 5 * 2 * config.parameters * 8) / 1e9
+    assert least_seconds(config, [beams], 0.0, 1e9) == pytest.approx(expected)
+    assert compute_rate(torch.device("cpu"), torch.float32) > 1e8
 
 
 class Clock:
-    """A contender whose prefill takes 0.1 s, and each further token 0.01 s."""
+    """An engine whose prefill takes 0.1 s, and each further token 0.01 s."""
 
     name = "clock"
 
     def __init__(self) -> None:
         self.now = 0.0
 
-    def run(self, work: Work) -> None:
+    def run(self, work: Workload) -> None:
         self.now += 0.1 + 0.01 * (work.new - 1)
 
 
 def test_prefill_does_not_count_in_a_further_token(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
-    result = measure(clock, Work("", 1, 512, 33, {}, "ms/token"), repeats=2)  # type: ignore[arg-type]
+    result = measure(clock, Workload("", 1, 512, 33, {}, "ms/token"), repeats=2)  # type: ignore[arg-type]
     assert result.value == pytest.approx(10)
-    assert measure(clock, Work("", 1, 512, 33, {}), repeats=2).value == pytest.approx(420 / 33)  # type: ignore[arg-type]
+    assert measure(clock, Workload("", 1, 512, 33, {}), repeats=2).value == pytest.approx(420 / 33)  # type: ignore[arg-type]
 
 
 def test_every_point_of_the_plots_is_measured_by_default() -> None:
-    assert [work.prompt for work in WORKS if work.unit == "ms/token"] == [32, 512, 1024, 1800]
-    assert sorted(work.rows for work in WORKS if work.unit == "tokens/s") == [1, 4, 16, 64]
+    assert [work.prompt for work in WORKLOADS if work.unit == "ms/token"] == [32, 512, 1024, 1800]
+    assert sorted(work.rows for work in WORKLOADS if work.unit == "tokens/s") == [1, 4, 16, 64]
 
 
 def test_plot_of_a_run_and_of_its_file(polylm: Callable[..., Any], tmp_path: Path) -> None:
@@ -163,17 +198,17 @@ def test_curves_of_several_files(tmp_path: Path) -> None:
     ours = [point("polylm", 1, prompt, "ms/token", 7 + prompt / 1e3) for prompt in (512, 32)]
     files[0].write_text(report(*ours, point("polylm", 4, 128, "tokens/s", 500)).json())
     files[1].write_text(report(point("transformers", 1, 32, "ms/token", 16)).json())
-    plot.draw_files(files, tmp_path / "both.svg")
+    reports.draw_files(files, tmp_path / "both.svg")
     picture = (tmp_path / "both.svg").read_text()
     assert all(f"<!-- {label} -->" in picture for label in ("polylm", "transformers", "rows"))
     files[1].write_text(report(device="another card").json())
     with pytest.raises(ValueError, match=r"theirs\.json was measured with device 'another card'"):
-        plot.draw_files(files, tmp_path / "both.svg")
+        reports.draw_files(files, tmp_path / "both.svg")
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Nothing to draw"):
-        plot.draw(report(point("polylm", 1, 32, "ms/step", 7)), tmp_path / "nothing.png")
+        reports.draw(report(point("polylm", 1, 32, "ms/step", 7)), tmp_path / "nothing.png")
 
 
 def test_without_matplotlib(polylm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,14 @@ def test_names_of_the_config_class() -> None:
         ({"n_embd": 0}, "n_embd is 0, but must be a whole number"),
         ({"n_layer": -1}, "n_layer is -1"),
         ({"n_layer": True}, "n_layer is True"),
+        ({"n_layer": 10**6}, "n_layer is 1000000, but must be a whole number from 1 to 1,024"),
+        ({"n_layer": 10**9}, "n_layer is 1000000000"),
+        ({"n_embd": 10**30, "n_head": 1}, "n_embd is 1000000000000000000000000000000, but must"),
+        ({"vocab_size": 2**40}, "from 1 to 4,194,304"),
+        ({"n_inner": 2**21}, "n_inner is 2097152"),
+        ({"architectures": [["GPT2LMHeadModel"]]}, "architectures is [['GPT2LMHeadModel']]"),
+        ({"layer_norm_epsilon": 10**400}, "layer_norm_epsilon is 1000"),
+        ({"rope_\n": 1}, r"'rope_\n' is 1, but only"),
         ({"n_positions": 2048.0}, "n_positions is 2048.0"),
         ({"vocab_size": "256000"}, "vocab_size is '256000'"),
         ({"n_inner": "large"}, "n_inner is 'large'"),
@@ -108,6 +116,14 @@ def test_refused(change: dict[str, Any], message: str) -> None:
         PolyLMConfig.from_dict({**PUBLISHED, **change})
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_long_values_are_cut() -> None:
+    with pytest.raises(SnapshotError) as error:
+        PolyLMConfig.from_dict({**PUBLISHED, **{f"rope_{number}": "x" * 10**6 for number in range(100)}})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21 and lines[-1] == "and 80 more like these"
+    assert max(map(len, lines)) < 200
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"])

@@ -26,7 +26,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Tensor]:
-    """The tensors of `build_snapshot`'s model, projections turned."""
+    """The tensors of `build_snapshot`'s model, projections transposed."""
     state = random_model().transformer.state_dict()
     return {name: tensor.t() if PROJECTION.fullmatch(name) else tensor for name, tensor in state.items()}
 
@@ -55,22 +55,31 @@ def test_bytes_stand_where_the_headers_say(tmp_path: Path, layout: str) -> None:
     for file in WeightFiles(build_snapshot(tmp_path, layout, torch.bfloat16)).files:
         content = file.path.read_bytes()
         for name, tensor in file.tensors(file.headers):
-            begin = file.headers[name].begin
-            assert begin is not None, name
+            header = file.headers[name]
+            assert header.is_contiguous, name
             stored = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-            assert content[begin : begin + len(stored)] == stored, name
+            assert content[header.start : header.start + header.nbytes] == stored, name
 
 
-def test_bytes_that_are_not_in_one_piece_have_no_place(tmp_path: Path) -> None:
-    tensor = torch.arange(20.0).view(4, 5)
-    torch.save({"turned": tensor.t(), "part": tensor[1:3]}, tmp_path / "zip.bin")
-    torch.save({"part": tensor[1:3]}, tmp_path / "older.bin", _use_new_zipfile_serialization=False)
-    headers = CheckpointFile(tmp_path / "zip.bin").headers
-    assert headers["turned"].begin is None
-    begin = headers["part"].begin
-    content = (tmp_path / "zip.bin").read_bytes()
-    assert begin is not None and content[begin : begin + 40] == tensor[1:3].numpy().tobytes()
-    assert CheckpointFile(tmp_path / "older.bin").headers["part"].begin is None
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
+def test_views_of_a_storage_are_read_by_their_strides(tmp_path: Path, zipped: bool) -> None:
+    tensor, number = torch.arange(20.0).view(4, 5), torch.tensor(7.0)
+    views = {"transposed": tensor.t(), "rows": tensor[1:3], "columns": tensor[:, 1:3], "number": number}
+    torch.save(views, tmp_path / "views.bin", _use_new_zipfile_serialization=zipped)
+    file = CheckpointFile(tmp_path / "views.bin")
+    assert [name for name in views if file.headers[name].is_contiguous] == ["rows", "number"]
+    start = file.headers["rows"].start
+    assert file.path.read_bytes()[start : start + 40] == tensor[1:3].numpy().tobytes()
+    assert all(torch.equal(read, views[name]) for name, read in file.tensors(views))
+
+
+def test_numbers_that_are_not_aligned_are_read(tmp_path: Path) -> None:
+    # the older format does not align what it stores
+    tensors = {"byte": torch.ones(3, dtype=torch.int8), "numbers": torch.arange(4.0), "half": torch.ones(3).half()}
+    torch.save(tensors, tmp_path / "older.bin", _use_new_zipfile_serialization=False)
+    file = CheckpointFile(tmp_path / "older.bin")
+    assert {file.headers[name].start % 4 for name in tensors} != {0}
+    assert all(torch.equal(read, tensors[name]) for name, read in file.tensors(tensors))
 
 
 def test_older_pickle(random_snapshot: Path, tmp_path: Path, expected: dict[str, Tensor]) -> None:
@@ -92,8 +101,17 @@ def test_parameters_are_taken_as_plain_tensors(
         assert torch.equal(tensor, expected[name])
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "module.transformer.", "_orig_mod.transformer.", "base_model.model.transformer."]
+)
+def test_prefixes_of_wrappers_are_stripped(tmp_path: Path, expected: dict[str, Tensor], prefix: str) -> None:
+    loaded = load(build_snapshot(tmp_path, "bin-sharded", prefix=prefix))
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
+
+
 @pytest.mark.parametrize("layout", ["bin", "safetensors-sharded"])
-def test_linear_layout_is_not_turned(tmp_path: Path, expected: dict[str, Tensor], layout: str) -> None:
+def test_linear_layout_is_not_transposed(tmp_path: Path, expected: dict[str, Tensor], layout: str) -> None:
     folder = build_snapshot(tmp_path, layout)
     body = {f"transformer.{name}": tensor.contiguous() for name, tensor in expected.items()}
     write_weights(folder, layout, body)

@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 
 from modelscope_polylm.generator import TextGenerator
-from modelscope_polylm.serve.server import Limits, NativeServer, Server
+from modelscope_polylm.http.server import Server
+from modelscope_polylm.serve.middleware import Access
+from modelscope_polylm.serve.server import Limits, NativeServer
 
 QUESTION = "Rome is the capital of Italy.\nTranslate this sentence from English to German."
 ANSWER = "Rom ist die Hauptstadt von Italien."
@@ -59,11 +61,15 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    generator: TextGenerator, api_key: str | None = None, defaults: dict[str, Any] | None = None, **limits: int
+    generator: TextGenerator,
+    access: Access | None = None,
+    defaults: dict[str, Any] | None = None,
+    system_message: str = "prepend",
+    **limits: int,
 ) -> Iterator[Running]:
     """A server for the time of a block."""
     listener = socket.create_server(("127.0.0.1", 0))
-    native = NativeServer(generator, ("tiny", "polylm-tiny"), api_key, Limits(**limits), defaults)
+    native = NativeServer(generator, ("tiny", "polylm-tiny"), access, Limits(**limits), defaults, system_message)
     ready = threading.Event()
     server = native.server("127.0.0.1", 0, ready.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))

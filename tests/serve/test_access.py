@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.serve.middleware import Access
 from tests.serve.running import CHAT, Running, chat, error_of, serving
 
 PROTECTED = ("/v1/models", "/v1/models/tiny", "/metrics")
 
 
 def test_with_a_key(tiny: TextGenerator) -> None:
-    with serving(tiny, api_key="sécret") as server:
+    with serving(tiny, Access(("sécret",))) as server:
         client = server.http
         for wrong in (
             {},

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.serve.middleware import Access
 from tests.serve.running import ANSWER, CHAT, PROMPT, QUESTION, Running, serving
 
 KEY = "a-key"
@@ -18,7 +19,7 @@ MESSAGES = [{"role": "user", "content": QUESTION}]
 
 @pytest.fixture(scope="module")
 def protected(tiny: TextGenerator) -> Iterator[Running]:
-    with serving(tiny, api_key=KEY) as running:
+    with serving(tiny, Access((KEY,))) as running:
         yield running
 
 

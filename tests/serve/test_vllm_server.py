@@ -27,7 +27,7 @@ def test_without_vllm_nothing_is_written() -> None:
 
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [("natural en", "Beijing is the capital."), ("code", "x = 1\n")]
-    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.proof_strings", lambda: iter(texts))
+    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.corpus_strings", lambda: iter(texts))
     command = vllm_command(TINY_FOLDER, "tiny", "127.0.0.1", 8001, None, ["--max-num-seqs", "4"])
     package = Path(command[command.index("--model") + 1])
     assert package.parent == packages_folder() and (package / "tokenizer.json").is_file()

@@ -12,7 +12,7 @@ import torch
 
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.terminal.models import find_model, limit_threads, published, readable_bytes
+from modelscope_polylm.terminal.models import find_model, limit_threads, readable_bytes
 from tests.local_hub import LocalHub
 from tests.processes import run_polylm, terminal
 
@@ -82,12 +82,3 @@ def test_small_models_run_in_one_thread(
 )
 def test_readable_bytes(count: float, text: str) -> None:
     assert readable_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("name", "release"),
-    [("13B", "13b"), (MODEL, "1.7b"), ("DAMO-NLP-MT/polylm-chat-13b", "assistant-13b"), ("other/polylm-13b", None)],
-)
-def test_published(name: str, release: str | None) -> None:
-    found = published(name)
-    assert (found.name if found else None) == release

@@ -193,10 +193,10 @@ def test_model_file_cut_off_anywhere(tmp_path: Path) -> None:
 
 
 def test_missing_model_file(tmp_path: Path) -> None:
-    with pytest.raises(SnapshotError, match=r"tokenizer\.model cannot be read"):
+    with pytest.raises(SnapshotError, match=r"tokenizer\.model is missing: download the snapshot again"):
         PolyLMTokenizer.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").mkdir()
-    with pytest.raises(SnapshotError, match="cannot be read"):
+    with pytest.raises(SnapshotError, match="cannot be read: it is a folder"):
         PolyLMTokenizer.from_pretrained(tmp_path)
 
 

@@ -19,11 +19,11 @@ from modelscope_polylm.cli.batch.output import (
     is_stream,
     model_settings,
     settings_file,
-    sha256,
 )
 from modelscope_polylm.cli.batch.rows import InputFile, Question, Row
 from modelscope_polylm.cli.generate import answer_record
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
+from modelscope_polylm.files import file_sha256
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Job:
         return output
 
     def _settings(self) -> dict[str, Any]:
-        reading = {"input": sha256(self.source.path), "kind": self.source.kind, "encoding": self.source.encoding}
+        reading = {"input": file_sha256(self.source.path), "kind": self.source.kind, "encoding": self.source.encoding}
         asking = {"column": self.question.column, "template": self.question.template, "chat": self.chat}
         return {**reading, **asking, "batch_size": self.batch_size}
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from modelscope_polylm.errors import OptionError, PolyLMError
+from modelscope_polylm.files import lock, write_atomically
+from modelscope_polylm.terminal.output import json_line
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
@@ -62,7 +64,7 @@ class OutputFile:
         self.path = path
         self._file = _opened(path, "r+b" if path.exists() else "x+b")
         try:
-            self._lock()
+            lock(self._file.fileno(), when_held=self._refuse)
             if overwrite:
                 self._file.truncate(0)
             self.written, end = self._complete_lines()
@@ -111,24 +113,13 @@ class OutputFile:
             count, end = count + 1, end + len(line)
         return count, end
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OptionError(
-                f"Another run is writing {self.path}: wait for its end, or choose another output."
-            ) from None
+    def _refuse(self) -> None:
+        raise OptionError(f"Another run is writing {self.path}: wait for its end, or choose another output.")
 
 
 def encoded(records: Sequence[Record]) -> bytes:
     """JSON lines in UTF-8; a lone surrogate from the input becomes its JSON escape."""
-    return "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records).encode(
-        errors="backslashreplace"
-    )
+    return "".join(map(json_line, records)).encode(errors="backslashreplace")
 
 
 def _opened(path: Path, mode: str) -> BinaryIO:
@@ -157,12 +148,6 @@ def model_settings(generator: TextGenerator, options: GenerationOptions) -> Sett
     return plain
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
 def check_or_write(output: Path, settings: Settings, begun: bool) -> None:
     """Keep the settings of a new run; make sure that a run that goes on has the same ones.
 
@@ -183,12 +168,9 @@ def check_or_write(output: Path, settings: Settings, begun: bool) -> None:
             changes = "; ".join(_change(name, before, settings) for name in differing)
             raise OptionError(f"{output} belongs to another run ({changes}): {_ADVICE}")
         return
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, file)
+        write_atomically(file, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise PolyLMError(f"{file} cannot be written: {error.strerror}.") from error
 
 
@@ -220,10 +202,3 @@ def _model_mark(folder: Path) -> str:
         elif path.suffix in WEIGHTS:
             mark.update(f"{path.name} {path.stat().st_size}\n".encode())
     return mark.hexdigest()
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

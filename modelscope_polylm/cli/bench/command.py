@@ -1,9 +1,8 @@
-"""`polylm bench`: speed on this machine, beside other engines in the same run."""
+"""`polylm bench`: speed on this machine, next to other engines in the same run."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from modelscope_polylm.errors import OptionError
+from modelscope_polylm.errors import OptionError, suggestion
 from modelscope_polylm.terminal.flags import DeviceFlag, DtypeFlag, JsonFlag, RevisionFlag, complete_model
 from modelscope_polylm.terminal.output import write
 
@@ -29,21 +28,19 @@ def bench(
     revision: RevisionFlag = None,
     shape: Annotated[
         str | None,
-        typer.Option(
-            help="Random weights in the shape 13b (if neither is named), 1.7b, or small to try the benchmark."
-        ),
+        typer.Option(help="Random weights in the shape 13b (the default), 1.7b, or small to try the benchmark."),
     ] = None,
     engines: Annotated[
         list[str] | None,
         typer.Option(
-            help="polylm, transformers, transformers-static; where they are installed vllm, ctranslate2 and "
-            "ctranslate2-int8, too. May be repeated; all if none."
+            help="polylm, transformers, transformers-static; vllm, ctranslate2 and ctranslate2-int8 where they are "
+            "installed. May be repeated; all if none."
         ),
     ] = None,
     works: Annotated[
         list[int] | None, typer.Option(help="Numbers of the table's rows, from 0; may be repeated. All if none.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls behind a warm-up call.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls after a warm-up call.")] = 3,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
@@ -56,15 +53,14 @@ def bench(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure speed, beside other engines.
+    """Measure speed, next to other engines.
 
     Decoding, prefill and batches; medians, and decoding as a share of what reading the weights allows.
     """
     from modelscope_polylm.backends.placement import choose_device, choose_dtype
     from modelscope_polylm.cli.bench import run
-    from modelscope_polylm.cli.bench import workloads as shapes
     from modelscope_polylm.cli.bench.report import draw_files
-    from modelscope_polylm.cli.bench.workloads import WORKS
+    from modelscope_polylm.cli.bench.workloads import SHAPES, WORKLOADS
     from modelscope_polylm.snapshot import open_snapshot
     from modelscope_polylm.terminal.models import find_model
 
@@ -75,27 +71,25 @@ def bench(
         return
     if model is not None and shape is not None:
         raise OptionError("--model has weights of its own, and --shape draws random ones: name one of them.")
-    _check("shape", shape or DEFAULT_SHAPE, shapes.SHAPES)
+    _check("shape", shape or DEFAULT_SHAPE, SHAPES)
     for engine in engines or ():
         _check("engines", engine, run.ENGINES)
     for number in works or ():
-        _check("works", number, range(len(WORKS)))
+        _check("works", number, range(len(WORKLOADS)))
     if out is not None and not out.parent.is_dir():
         raise OptionError(f"The folder {out.parent} does not exist: create it, or choose another output.")
-    chosen = [WORKS[number] for number in works] if works else WORKS
+    workloads = [WORKLOADS[number] for number in works] if works else WORKLOADS
     target = choose_device(device)
     precision = str(choose_dtype(dtype, target)).removeprefix("torch.")
     snapshot = None if model is None else open_snapshot(find_model(model, revision))
     name = model or shape or DEFAULT_SHAPE
     wanted = engines or tuple(run.ENGINES)
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        report = run.bench(name, str(target), precision, wanted, chosen, repeats, out, plot, snapshot)
+        report = run.bench(name, str(target), precision, wanted, workloads, repeats, out, plot, snapshot)
     if as_json:
         write(f"{report.json()}\n")
 
 
 def _check(name: str, value: object, known: Collection[object]) -> None:
     if value not in known:
-        nearest = difflib.get_close_matches(str(value), map(str, known), n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(map(str, known))}."
-        raise OptionError(f"{name}={value!r} is unknown: {hint}")
+        raise OptionError(f"{name}={value!r} is unknown: {suggestion(value, known)}")

@@ -1,112 +1,97 @@
-"""The engines that are compared. Each runs a piece of work once and leaves the device idle.
-
-All are made of the sizes, a device, a dtype, and the snapshot that has the weights, None for random ones.
-"""
+"""The engines that are compared. Each is made of a snapshot, a device and a dtype, and runs a workload once."""
 
 from __future__ import annotations
 
 import abc
 import gc
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from modelscope_polylm.backends.native import NativeBackend
-from modelscope_polylm.cli.bench.workloads import Work, random_decoder
-from modelscope_polylm.generation.engine import Engine
+from modelscope_polylm.cli.bench.workloads import Workload, has_random_weights
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.snapshot import Snapshot
-from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 NO_END = 3
-"""An end token that all but never comes, so that calls add as many tokens as they should."""
+"""An end token that all but never comes, so that answers are as long as they should be."""
 
 
-class Contender(abc.ABC):
+class BenchEngine(abc.ABC):
     """An engine with a model loaded."""
 
     name: str
 
     @abc.abstractmethod
-    def run(self, work: Work) -> None:
-        """Do the work once, on fresh random prompts."""
+    def run(self, workload: Workload) -> None:
+        """Do the work once, on fresh random prompts; it may still run on the device on return."""
 
 
-class Ours(Contender):
-    """The native engine."""
+class PolyLMEngine(BenchEngine):
+    """The native backend."""
 
     name = "polylm"
 
-    def __init__(
-        self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, snapshot: Snapshot | None = None
-    ):
-        if snapshot is None:
-            vocabulary = cast(PolyLMTokenizer, Vocabulary(config.vocab_size))
-            self.engine = Engine(random_decoder(config, device, dtype), vocabulary)
-        else:
-            self.engine = NativeBackend(snapshot, device, dtype).engine
+    def __init__(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> None:
+        self.backend = NativeBackend(snapshot, device, dtype)
 
-    def run(self, work: Work) -> None:
+    def run(self, workload: Workload) -> None:
         """Do the work once. Raises RuntimeError if every answer ended too early, so that the time is of fewer steps."""
-        options = GenerationOptions.from_layers({"max_new_tokens": work.new, "eos_token_id": NO_END, **work.options})
-        added = [0] * work.rows
-        for update in self.engine.stream(_prompts(work, self.engine.decoder.config.vocab_size).tolist(), options):
-            added = [count + len(ids) for count, ids in zip(added, update, strict=True)]
-        if max(added) < work.new:
-            raise RuntimeError(f"the longest answer ended after {max(added)} of {work.new} tokens: run it again.")
+        prompts = random_prompts(workload, self.backend.config.vocab_size).tolist()
+        answers = self.backend.generate(prompts, fixed_length(workload.new, **workload.options))
+        longest = max(len(group[0].ids) for group in answers)
+        if longest < workload.new:
+            raise RuntimeError(f"the longest answer ended after {longest} of {workload.new} tokens: run it again.")
 
 
-class Transformers(Contender):
+class TransformersEngine(BenchEngine):
     """GPT2LMHeadModel.generate, eager or with a static cache and a compiled step."""
 
     def __init__(
-        self,
-        config: PolyLMConfig,
-        device: torch.device,
-        dtype: torch.dtype,
-        snapshot: Snapshot | None = None,
-        static: bool = False,
-    ):
-        self.name = "transformers static" if static else "transformers"
-        self._static = {"cache_implementation": "static"} if static else {}
+        self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, static_cache: bool = False
+    ) -> None:
+        self.name = "transformers static" if static_cache else "transformers"
+        self._cache = {"cache_implementation": "static"} if static_cache else {}
         self._device = device
-        self._model = (
-            _random_transformers(config, device, dtype) if snapshot is None else _transformers(snapshot, device, dtype)
+        self.model = _transformers_model(snapshot, device, dtype)
+
+    def run(self, workload: Workload) -> None:
+        """Do the work once."""
+        ids = random_prompts(workload, self.model.config.vocab_size).to(self._device)
+        length = {"max_new_tokens": workload.new, "min_new_tokens": workload.new}
+        ends = {"eos_token_id": NO_END, "pad_token_id": 0}
+        self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), **length, **ends, **self._cache, **workload.options
         )
 
-    def run(self, work: Work) -> None:
-        """Do the work once."""
-        ids = _prompts(work, self._model.config.vocab_size).to(self._device)
-        ends = {"max_new_tokens": work.new, "min_new_tokens": work.new, "eos_token_id": NO_END, "pad_token_id": 0}
-        self._model.generate(ids, attention_mask=torch.ones_like(ids), **ends, **self._static, **work.options)
+
+def random_prompts(workload: Workload, vocab_size: int) -> torch.Tensor:
+    """Random ids above the special tokens: [rows, prompt] int64 on the CPU."""
+    return torch.randint(4, vocab_size, (workload.rows, workload.prompt))
 
 
-class Vocabulary:
-    """Stands where the engine wants a tokenizer and only asks for its size."""
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
+def fixed_length(new: int, **options: Any) -> GenerationOptions:
+    """Options of the native backend for answers of exactly `new` tokens."""
+    return GenerationOptions.from_layers({"max_new_tokens": new, "eos_token_id": NO_END, **options})
 
 
 def release_memory() -> None:
-    """Give the memory of contenders that are gone back to the device."""
+    """Give the memory of engines that are gone back to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _prompts(work: Work, vocab_size: int) -> torch.Tensor:
-    return torch.randint(4, vocab_size, (work.rows, work.prompt))
-
-
-def _transformers(snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Any:
+def _transformers_model(snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Any:
+    if has_random_weights(snapshot):
+        return _random_transformers_model(snapshot.config, device, dtype)
     from modelscope_polylm.backends.transformers.backend import TransformersBackend
 
     return TransformersBackend(snapshot, device, dtype).model
 
 
-def _random_transformers(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> Any:
+def _random_transformers_model(config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = GPT2Config(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import tempfile
@@ -14,59 +13,48 @@ import torch
 from modelscope_polylm.backends.vllm.backend import check_form
 from modelscope_polylm.backends.vllm.engine import import_vllm
 from modelscope_polylm.backends.vllm.options import CPU_MEMORY_UTILIZATION
-from modelscope_polylm.cli.bench.engines import Contender
-from modelscope_polylm.cli.bench.workloads import Work, random_weights
+from modelscope_polylm.cli.bench.engines import BenchEngine, random_prompts
+from modelscope_polylm.cli.bench.workloads import Workload, has_random_weights
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.snapshot import Snapshot
 
 
-def ctranslate2_installed() -> bool:
-    """Whether CTranslate2 can be imported; it is not imported here."""
-    return importlib.util.find_spec("ctranslate2") is not None
-
-
-class CTranslate2(Contender):
+class CTranslate2Engine(BenchEngine):
     """CTranslate2's Generator on a model that is built from its own specification of GPT-2.
 
     Args:
-        config: the network's sizes.
+        snapshot: has the weights.
         device: a CPU.
-        dtype: not used: CTranslate2 has its own types, see `quantization`.
-        snapshot: has the weights; they are random if None.
+        dtype: not used: CTranslate2 has types of its own.
         quantization: 'float32' or 'int8'.
     """
 
     def __init__(
-        self,
-        config: PolyLMConfig,
-        device: torch.device,
-        dtype: torch.dtype,
-        snapshot: Snapshot | None = None,
-        quantization: str = "float32",
-    ):
+        self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, quantization: str = "float32"
+    ) -> None:
         import ctranslate2
 
         if device.type != "cpu":
             raise ValueError("CTranslate2 is measured on a CPU only.")
         self.name = f"ctranslate2 {quantization}"
-        self._vocabulary = config.vocab_size
+        self._vocab_size = snapshot.config.vocab_size
         with tempfile.TemporaryDirectory() as folder:
-            load = random_weights if snapshot is None else snapshot.weight_files.load
-            spec = _specification(config, load(config, device, torch.float32))
+            weights = snapshot.weight_files.load(snapshot.config, device, torch.float32)
+            spec = _specification(snapshot.config, weights)
             spec.optimize(quantization)
             spec.save(folder)
-            del spec
+            del spec, weights
             self._generator: Any = ctranslate2.Generator(
                 folder, device="cpu", compute_type=quantization, intra_threads=torch.get_num_threads()
             )
 
-    def run(self, work: Work) -> None:
+    def run(self, workload: Workload) -> None:
         """Do the work once."""
-        ids = torch.randint(4, self._vocabulary, (work.rows, work.prompt)).tolist()
+        ids = random_prompts(workload, self._vocab_size).tolist()
         prompts = [[f"<{token}>" for token in row] for row in ids]
         self._generator.generate_batch(
-            prompts, max_length=work.new, min_length=work.new, beam_size=work.options.get("num_beams", 1),
-            include_prompt_in_result=False, end_token="<3>",
+            prompts, max_length=workload.new, min_length=workload.new, include_prompt_in_result=False,
+            beam_size=workload.options.get("num_beams", 1), end_token="<3>",
         )  # fmt: skip
 
 
@@ -104,53 +92,55 @@ def _set_linear(spec: Any, weights: dict[str, torch.Tensor], name: str) -> None:
     spec.weight, spec.bias = weights[f"{name}.weight"].numpy(), weights[f"{name}.bias"].numpy()
 
 
-def vllm_installed() -> bool:
-    """Whether vLLM can be imported; it is not imported here."""
-    return importlib.util.find_spec("vllm") is not None
+class VllmEngine(BenchEngine):
+    """vLLM's offline engine, called directly: `LLM.generate`, and `LLM.beam_search` for beams.
 
-
-class Vllm(Contender):
-    """vLLM's offline engine, called directly: `LLM.generate`, and `LLM.beam_search` for beams."""
+    Attributes:
+        llm: the vllm.LLM.
+    """
 
     name = "vllm"
 
-    def __init__(
-        self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype, snapshot: Snapshot | None = None
-    ):
+    def __init__(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> None:
         # lets the weights be drawn anew inside the engine's process
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         vllm = import_vllm()
-        self._vocabulary = config.vocab_size
+        self._vocab_size = snapshot.config.vocab_size
         options = {"skip_tokenizer_init": True, "dtype": str(dtype).removeprefix("torch."), "seed": 0}
         if device.type == "cpu":
             options["gpu_memory_utilization"] = CPU_MEMORY_UTILIZATION
-        self._llm: Any
-        if snapshot is None:
+        self.llm: Any
+        if has_random_weights(snapshot):
             self._folder = tempfile.TemporaryDirectory()
-            settings = {**config.to_dict(), "bos_token_id": 1, "eos_token_id": 2, "dtype": options["dtype"]}
-            Path(self._folder.name, "config.json").write_text(json.dumps(settings))
-            self._llm = vllm.LLM(self._folder.name, load_format="dummy", **options)
-            self._llm.apply_model(_draw_weights)
+            write_config(snapshot.config, Path(self._folder.name))
+            self.llm = vllm.LLM(self._folder.name, load_format="dummy", **options)
+            self.llm.apply_model(_draw_weights)
         else:
             check_form(snapshot)
-            self._llm = vllm.LLM(str(snapshot.folder), **options)
-        self._llm.renderer.get_tokenizer = _NoTokenizer
+            self.llm = vllm.LLM(str(snapshot.folder), **options)
+        self.llm.renderer.get_tokenizer = _NoTokenizer
 
-    def run(self, work: Work) -> None:
+    def run(self, workload: Workload) -> None:
         """Do the work once; fresh tokens, so that its prefix cache finds nothing."""
         from vllm import SamplingParams
         from vllm.sampling_params import BeamSearchParams
 
-        tokens = torch.randint(4, self._vocabulary, (work.rows, work.prompt)).tolist()
-        prompts = [{"prompt_token_ids": ids} for ids in tokens]
-        if (beams := work.options.get("num_beams", 1)) > 1:
-            self._llm.beam_search(prompts, BeamSearchParams(beam_width=beams, max_tokens=work.new, ignore_eos=True))
+        ids = random_prompts(workload, self._vocab_size).tolist()
+        prompts = [{"prompt_token_ids": row} for row in ids]
+        if (beams := workload.options.get("num_beams", 1)) > 1:
+            self.llm.beam_search(prompts, BeamSearchParams(beam_width=beams, max_tokens=workload.new, ignore_eos=True))
             return
-        drawn = {"temperature": 0.0}
-        if work.options["do_sample"]:
-            drawn = {name: work.options[name] for name in ("top_p", "temperature", "repetition_penalty")}
-        params = SamplingParams(max_tokens=work.new, ignore_eos=True, detokenize=False, **drawn)
-        self._llm.generate(prompts, params, use_tqdm=False)
+        chosen = {"temperature": 0.0}
+        if workload.options["do_sample"]:
+            chosen = {name: workload.options[name] for name in ("top_p", "temperature", "repetition_penalty")}
+        parameters = SamplingParams(max_tokens=workload.new, ignore_eos=True, detokenize=False, **chosen)
+        self.llm.generate(prompts, parameters, use_tqdm=False)
+
+
+def write_config(config: PolyLMConfig, folder: Path) -> None:
+    """Write the config.json that vLLM needs where there are no weights."""
+    contents = {**config.to_dict(), "bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(contents), encoding="utf-8")
 
 
 class _NoTokenizer:

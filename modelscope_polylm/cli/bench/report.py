@@ -1,4 +1,4 @@
-"""All figures of a run, as an object and as a JSON file."""
+"""What a run of `polylm bench` found: measurements, their JSON file, and two diagrams."""
 
 from __future__ import annotations
 
@@ -9,9 +9,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.cli.bench.measure import Measurement
 from modelscope_polylm.cli.bench.workloads import CONTEXT_UNIT, ROWS_UNIT
 from modelscope_polylm.errors import DependencyError, InputError, OptionError
+
+FORMATS = (".png", ".svg", ".pdf")
+MARKERS = "osD^v"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One engine's times for one workload.
+
+    Attributes:
+        work, engine: names of the workload and the engine.
+        rows, prompt, new: the workload's size, in prompts and in tokens of each.
+        unit, value: the median in the workload's unit.
+        first_seconds: the first call, which compiles and captures.
+        seconds: the calls after it, without the part that does not count.
+        peak_bytes: most memory allocated on the GPU, 0 on a CPU.
+    """
+
+    work: str
+    engine: str
+    rows: int
+    prompt: int
+    new: int
+    unit: str
+    value: float
+    first_seconds: float
+    seconds: tuple[float, ...]
+    peak_bytes: int
 
 
 @dataclasses.dataclass
@@ -21,8 +48,8 @@ class Report:
     Attributes:
         shape, dtype: the network's published shape or the model's name, and the precision of its weights.
         device, torch: the device's name and torch's version.
-        limit_ms: the time in which the device reads all weights once; None if that is not known.
-        results: the measurements, in their order.
+        limit_ms: the time in which the device reads all weights once, in milliseconds; None if that is unknown.
+        results: the measurements, in order.
     """
 
     shape: str
@@ -38,7 +65,7 @@ class Report:
 
     @classmethod
     def read(cls, file: Path) -> Report:
-        """A report that was written before. Raises InputError if the file is none."""
+        """Read what `json` wrote. Raises InputError where the file holds something else."""
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
             return cls(**{**fields, "results": [Measurement(**result) for result in fields["results"]]})
@@ -50,29 +77,25 @@ class Report:
 
 
 def read_reports(files: Sequence[Path]) -> Report:
-    """Reports of runs of one shape on one kind of device, as one. Raises InputError if they differ."""
+    """Join the reports of several runs. Raises InputError unless shape, dtype and device are the same."""
     first, *others = map(Report.read, files)
     for file, other in zip(files[1:], others, strict=True):
         for name in ("shape", "dtype", "device"):
             if getattr(other, name) != getattr(first, name):
                 raise InputError(
                     f"{file} was measured with {name} {getattr(other, name)!r}, and {files[0]} with "
-                    f"{getattr(first, name)!r}: draw them apart."
+                    f"{getattr(first, name)!r}: draw them separately."
                 )
         first.results += other.results
     return first
 
 
-FORMATS = (".png", ".svg", ".pdf")
-MARKERS = "osD^v"
-
-
 def check_plot(file: Path) -> None:
-    """Raise OptionError if no plot can be written there, DependencyError without matplotlib: better now than later."""
+    """Raise OptionError if no plot can be written there, DependencyError without matplotlib."""
     if file.suffix not in FORMATS:
         raise OptionError(f"plot={str(file)!r} names no picture: end it in {', '.join(FORMATS)}.")
     if not file.parent.is_dir():
-        raise OptionError(f"The folder {file.parent} does not exist: create it, or choose another place for the plot.")
+        raise OptionError(f"The folder {file.parent} does not exist: create it, or choose another folder for the plot.")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -82,10 +105,11 @@ def check_plot(file: Path) -> None:
 
 
 def draw(report: Report, file: Path) -> None:
-    """Write the two diagrams of a report to a file; its suffix names the format.
+    """Draw time against context and speed against rows; the file's suffix names the format.
 
     Raises:
-        InputError: if the report holds no point of either diagram.
+        InputError: the report holds no point of either diagram.
+        OptionError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot, which looks for a screen
 
@@ -103,21 +127,21 @@ def draw(report: Report, file: Path) -> None:
     try:
         figure.savefig(file, dpi=150)
     except OSError as error:
-        raise OptionError(f"Cannot write the plot {file} ({error.strerror}): choose another place.") from error
+        raise OptionError(f"Cannot write the plot {file} ({error.strerror}): choose another file.") from error
 
 
 def draw_files(files: Sequence[Path], plot: Path) -> None:
-    """Draw what earlier runs wrote to JSON files. Raises what `check_plot`, `read_reports` and `draw` raise."""
+    """Draw the JSON files of earlier runs. Raises as `check_plot`, `read_reports` and `draw`."""
     check_plot(plot)
     draw(read_reports(files), plot)
 
 
-def _curves(report: Report, unit: str, place: Callable[[Measurement], int]) -> dict[str, tuple[list[int], list[float]]]:
-    """Every engine's points, from left to right; what was measured twice counts as measured last."""
+def _curves(report: Report, unit: str, x_of: Callable[[Measurement], int]) -> dict[str, tuple[list[int], list[float]]]:
+    """Engine to its x and y values, from left to right; of a point that was measured twice the last one counts."""
     points: dict[str, dict[int, float]] = defaultdict(dict)
     for result in report.results:
         if result.unit == unit:
-            points[result.engine][place(result)] = result.value
+            points[result.engine][x_of(result)] = result.value
     return {engine: (sorted(values), [values[x] for x in sorted(values)]) for engine, values in points.items()}
 
 
@@ -133,7 +157,7 @@ def _draw_contexts(axes: Any, curves: dict[str, tuple[list[int], list[float]]], 
 
 def _draw_rows(axes: Any, curves: dict[str, tuple[list[int], list[float]]], limit_ms: float | None) -> None:
     _draw_curves(axes, curves)
-    ticks = sorted({x for places, _ in curves.values() for x in places}) or [1]
+    ticks = sorted({x for xs, _ in curves.values() for x in xs}) or [1]
     if limit_ms:
         limits = [x / limit_ms * 1e3 for x in ticks]
         axes.plot(ticks, limits, "--", color="grey", label="reading the weights once a step")
@@ -145,6 +169,6 @@ def _draw_rows(axes: Any, curves: dict[str, tuple[list[int], list[float]]], limi
 
 
 def _draw_curves(axes: Any, curves: dict[str, tuple[list[int], list[float]]]) -> None:
-    for number, (engine, (places, values)) in enumerate(curves.items()):
-        axes.plot(places, values, marker=MARKERS[number % len(MARKERS)], label=engine)
+    for number, (engine, (xs, ys)) in enumerate(curves.items()):
+        axes.plot(xs, ys, marker=MARKERS[number % len(MARKERS)], label=engine)
     axes.grid(alpha=0.3)

@@ -79,3 +79,12 @@ def test_any_text_becomes_one_line_of_json() -> None:
     texts = ["\n\r\u2028\x85\0", "\ud800 lone", '"\\', "\U0001f600"]
     lines = encoded([{"line": 1, "text": text} for text in texts]).decode().split("\n")
     assert [json.loads(line)["text"] for line in lines[:-1]] == texts
+
+
+def test_numbers_that_json_cannot_express_become_null() -> None:
+    records = [
+        {"line": 1, "score": float("nan"), "scores": [float("-inf"), -1.5], "answers": {"logprob": float("inf")}}
+    ]
+    (line,) = encoded(records).decode().splitlines()
+    assert "NaN" not in line and "Infinity" not in line
+    assert json.loads(line) == {"line": 1, "score": None, "scores": [None, -1.5], "answers": {"logprob": None}}

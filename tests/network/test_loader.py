@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelscope_polylm.network import loader as upload
-from modelscope_polylm.network.loader import Source
+from modelscope_polylm.network import loader
+from modelscope_polylm.network.loader import TensorSource
 from modelscope_polylm.network.weights import WeightFiles
 from tests.network.late_device import LateTorch, Stream
 from tests.snapshots import LAYOUTS, build_snapshot, read_config
@@ -23,16 +23,16 @@ def tensors(count: int, scale: int = 1) -> list[torch.Tensor]:
     return [tensor.bfloat16() if index % 2 else tensor for index, tensor in enumerate(drawn)]
 
 
-def in_memory(given: list[torch.Tensor], folder: Path) -> list[Source]:
-    return [Source(tensor) for tensor in given]
+def in_memory(given: list[torch.Tensor], folder: Path) -> list[TensorSource]:
+    return [TensorSource(tensor) for tensor in given]
 
 
-def in_files(given: list[torch.Tensor], folder: Path) -> list[Source]:
+def in_files(given: list[torch.Tensor], folder: Path) -> list[TensorSource]:
     """Every tensor in one of two files, which alone hold its bytes."""
     sources, contents = [], {folder / "a": b"head", folder / "b": b""}
     for index, tensor in enumerate(given):
         path = folder / "ab"[index // 5 % 2]
-        sources.append(Source(torch.empty_like(tensor), path, len(contents[path])))
+        sources.append(TensorSource(torch.empty_like(tensor), path, len(contents[path])))
         contents[path] += tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
     for path, content in contents.items():
         path.write_bytes(content)
@@ -45,9 +45,9 @@ def stored(request: pytest.FixtureRequest):
     return request.param
 
 
-def test_a_cpu_needs_no_upload(tmp_path):
+def test_nothing_is_copied_for_a_cpu(tmp_path):
     given = tensors(3)
-    moved = upload.upload(enumerate(in_memory(given, tmp_path)), CPU)
+    moved = loader.transfer(enumerate(in_memory(given, tmp_path)), CPU)
     assert all(there is tensor is given[index] for index, tensor, there in moved)
 
 
@@ -55,11 +55,11 @@ def test_a_cpu_needs_no_upload(tmp_path):
 def test_every_byte_arrives_however_late_the_streams_are(monkeypatch, tmp_path, stored, ahead):
     device = LateTorch()
     device.main = Stream(latest=0)  # it is never late enough to be right by chance
-    monkeypatch.setattr(upload, "torch", device)
+    monkeypatch.setattr(loader, "torch", device)
     for name, value in (("CHUNK_BYTES", 256), ("READERS", 3), ("AHEAD_BYTES", ahead)):
-        monkeypatch.setattr(upload, name, value)
+        monkeypatch.setattr(loader, name, value)
     given = tensors(24)
-    for index, tensor, moved in upload.upload(enumerate(stored(given, tmp_path)), CUDA):
+    for index, tensor, moved in loader.transfer(enumerate(stored(given, tmp_path)), CUDA):
         assert moved.dtype == tensor.dtype
         assert torch.equal(device.read(moved), given[index])
 
@@ -68,22 +68,22 @@ def test_memory_is_not_written_before_the_present_stream_is_done_with_it(monkeyp
     device = LateTorch()
     memory, before = torch.zeros(40), []
     device.memory = memory
-    monkeypatch.setattr(upload, "torch", device)
+    monkeypatch.setattr(loader, "torch", device)
     # buffers that are there at once, before the work below is done
-    monkeypatch.setattr(upload, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(loader, "CHUNK_BYTES", 256)
     for _ in range(20):
         device.main.add(lambda: before.append(memory.clone()))
-    ((_, tensor, moved),) = upload.upload([(0, Source(torch.ones(40)))], CUDA)
+    ((_, tensor, moved),) = loader.transfer([(0, TensorSource(torch.ones(40)))], CUDA)
     assert torch.equal(device.read(moved), tensor)
     assert len(before) == 20 and not any(seen.any() for seen in before)
 
 
 def test_a_file_that_became_shorter_is_not_read_as_zeros(monkeypatch, tmp_path):
-    monkeypatch.setattr(upload, "torch", LateTorch())
+    monkeypatch.setattr(loader, "torch", LateTorch())
     (source,) = in_files([torch.ones(100)], tmp_path)
     source.path.write_bytes(source.path.read_bytes()[:-1])
     with pytest.raises(OSError, match="became shorter"):
-        list(upload.upload([(0, source)], CUDA))
+        list(loader.transfer([(0, source)], CUDA))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -92,7 +92,7 @@ def test_pieces_of_a_source_stand_where_their_rows_do(tmp_path, rows):
     (source,) = in_files([given], tmp_path)
     content = source.path.read_bytes()
     pieces = list(source.split(rows))
-    found = [content[piece.begin : piece.begin + piece.tensor.nbytes] for piece in pieces]
+    found = [content[piece.start : piece.start + piece.tensor.nbytes] for piece in pieces]
     assert b"".join(found) == given.view(torch.uint8).numpy().tobytes()
     assert [len(piece.tensor) for piece in pieces] == [len(piece) for piece in given.split(rows)]
 
@@ -100,7 +100,7 @@ def test_pieces_of_a_source_stand_where_their_rows_do(tmp_path, rows):
 @pytest.mark.gpu
 def test_every_byte_arrives_on_a_gpu(tmp_path, stored):
     given = tensors(60, scale=5000)
-    moved = upload.upload(enumerate(stored(given, tmp_path)), CUDA)
+    moved = loader.transfer(enumerate(stored(given, tmp_path)), CUDA)
     assert all(torch.equal(there.cpu(), given[index]) for index, _, there in moved)
 
 

@@ -1,0 +1,77 @@
+"""A uvicorn server that ends in order: what runs is finished, and clients that do not read are not waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from modelscope_polylm.http.connections import Connection
+
+KEEP_ALIVE_SECONDS = 30
+
+
+class Server(uvicorn.Server):  # type: ignore[misc]
+    """Serves an application until SIGINT, SIGTERM or SIGHUP.
+
+    Args:
+        app: the ASGI application.
+        host, port: where to listen.
+        end_seconds: how long running requests may take to end.
+        on_ready: called when the server takes requests.
+        on_end: called when it is asked to end, and takes no more connections.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        end_seconds: int,
+        on_ready: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=end_seconds,
+        )
+        super().__init__(config)
+        self._on_ready, self._on_end = on_ready, on_end
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests."""
+        await super().startup(sockets)
+        self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for what runs."""
+        self._on_end()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End at a hang-up as at SIGTERM, unless the process was started to ignore it, as by nohup."""
+        hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+        is_main = threading.current_thread() is threading.main_thread()
+        with super().capture_signals():
+            if hang_up is None or not is_main or signal.getsignal(hang_up) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(hang_up, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hang_up, before)

@@ -1,0 +1,5 @@
+"""Fixtures of the packages' tests."""
+
+from __future__ import annotations
+
+from tests.packaged import package, short_corpus

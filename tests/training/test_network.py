@@ -1,0 +1,223 @@
+"""The network as it is trained: its loss, its packed attention, its residual stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modelscope_polylm.snapshot import open_snapshot
+from modelscope_polylm.training import network
+from modelscope_polylm.training.collate import IGNORED
+from modelscope_polylm.training.network import TrainedGPT2, example_starts, load_network, tied_head_loss
+from tests.snapshots import build_snapshot
+
+CPU = torch.device("cpu")
+
+
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> TrainedGPT2:
+    return load_network(open_snapshot(folder), CPU, dtype, dtype).train()
+
+
+@pytest.fixture
+def model(random_snapshot: Path) -> TrainedGPT2:
+    return loaded(random_snapshot)
+
+
+def random_examples(count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    """Ids and what each position is to predict; some of it is not learnt."""
+    generator = torch.Generator().manual_seed(1)
+    examples = []
+    for number in range(count):
+        ids, targets = torch.randint(3, 400, (2, 9 + 4 * number), generator=generator)
+        targets[: 2 + number] = IGNORED
+        examples.append((ids, targets))
+    return examples
+
+
+def batch_of(*rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Rows of packed examples, all of one length."""
+    return {
+        "input_ids": torch.stack([torch.cat([ids for ids, _ in row]) for row in rows]),
+        "shift_labels": torch.stack([torch.cat([targets for _, targets in row]) for row in rows]),
+        "position_ids": torch.stack([torch.cat([torch.arange(len(ids)) for ids, _ in row]) for row in rows]),
+    }
+
+
+def gradients(model: TrainedGPT2, *batches: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = model(**batch)["loss"]
+        loss.backward()
+        total += loss.item()
+    named = model.named_parameters()
+    return total, {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("weight_learns", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_the_loss_in_chunks(monkeypatch: pytest.MonkeyPatch, rows: int, weight_learns: bool) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(network, "CHUNK_LOGITS", rows * 53)
+    hidden = torch.randn(20, 16, requires_grad=True)
+    weight = torch.randn(53, 16, requires_grad=weight_learns)
+    targets = torch.randint(53, (20,))
+    expected = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    loss = tied_head_loss(hidden, weight, targets)
+    torch.testing.assert_close(loss, expected)
+    wanted = [hidden, weight] if weight_learns else [hidden]
+    for ours, theirs in zip(
+        torch.autograd.grad(loss * 0.5, wanted), torch.autograd.grad(expected * 0.5, wanted), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_loss_of_bf16_weights_is_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2000, 16), torch.randn(53, 16).bfloat16()
+    targets = torch.randint(53, (2000,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = tied_head_loss(hidden, weight, targets)
+    expected = F.cross_entropy(F.linear(hidden.bfloat16(), weight).float(), targets, reduction="sum")
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
+def test_the_logits_of_a_row_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PolyLM's vocabulary and context: the largest tensor that is made has at most CHUNK_LOGITS numbers."""
+    largest = 0
+    made = F.linear
+
+    def noting(*arguments: Tensor) -> Tensor:
+        nonlocal largest
+        result = made(*arguments)
+        largest = max(largest, result.numel())
+        return result
+
+    monkeypatch.setattr(network.F, "linear", noting)
+    monkeypatch.setattr(network, "CHUNK_LOGITS", network.CHUNK_LOGITS // 64)
+    hidden, weight = torch.randn(32, 4, requires_grad=True), torch.randn(256_000, 4)
+    tied_head_loss(hidden, weight, torch.arange(32)).backward()
+    assert 0 < largest <= network.CHUNK_LOGITS < 32 * 256_000
+
+
+def test_nothing_to_learn_is_no_loss() -> None:
+    hidden = torch.randn(0, 4, requires_grad=True)
+    loss = tied_head_loss(hidden, torch.randn(5, 4), torch.empty(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_the_loss_is_that_of_transformers(model: TrainedGPT2) -> None:
+    (ids, targets), *_ = random_examples()
+    batch = batch_of([(ids, targets)])
+    hidden = model.transformer(batch["input_ids"]).last_hidden_state
+    expected = F.cross_entropy(model.lm_head(hidden)[0], targets, ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(model(**batch)["loss"], expected)
+
+
+def test_packed_is_as_unpacked(model: TrainedGPT2) -> None:
+    examples = random_examples()
+    alone, expected = gradients(model, *(batch_of([example]) for example in examples))
+    packed, found = gradients(model, batch_of(examples))
+    assert packed == pytest.approx(alone, rel=1e-5)
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_rows_that_are_packed_differently(model: TrainedGPT2) -> None:
+    first, second, third = random_examples()
+    one, _ = gradients(model, batch_of([first, second], [second, first]))
+    other, _ = gradients(model, batch_of([first, second]), batch_of([second, first]))
+    assert one == pytest.approx(other, rel=1e-5)
+    leaky = batch_of([first, second, third])
+    leaky["position_ids"] = torch.arange(leaky["input_ids"].shape[1])[None]
+    assert gradients(model, leaky)[0] != pytest.approx(gradients(model, batch_of([first, second, third]))[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_checkpointing_changes_nothing(model: TrainedGPT2, checkpointing: bool) -> None:
+    batch = batch_of(random_examples())
+    _, expected = gradients(model, batch)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    _, found = gradients(model, batch)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
+def test_the_residual_stream_in_fp32(tmp_path: Path) -> None:
+    folder = build_snapshot(tmp_path, dtype=torch.bfloat16, layers=8)
+    ids = torch.arange(3, 60)[None]
+    exact = loaded(folder).transformer(ids).last_hidden_state.detach()
+    errors = {}
+    for dtype in (None, torch.float32):
+        model = loaded(folder, torch.bfloat16)
+        model.keep_residual_in(dtype)
+        seen: list[torch.dtype] = []
+        model.transformer.h[7].register_forward_hook(lambda *call, seen=seen: seen.append(call[2].dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.transformer(ids).last_hidden_state.detach().float()
+            errors[dtype] = float((hidden - exact).norm())
+        assert seen == [dtype or torch.bfloat16]
+    assert errors[torch.float32] < 0.9 * errors[None]
+
+
+@pytest.mark.parametrize("layout", ["bin-sharded", "safetensors"])
+def test_every_layout_loads(tmp_path: Path, model: TrainedGPT2, layout: str) -> None:
+    other = loaded(build_snapshot(tmp_path, layout))
+    for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert other.lm_head.weight is other.transformer.wte.weight
+    assert not any(parameter.is_meta for parameter in other.parameters())
+
+
+def test_where_examples_begin() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]])
+    found = example_starts(positions)
+    assert found["cu_seq_lens_q"].tolist() == [0, 3, 5, 6, 10]
+    assert found["cu_seq_lens_q"].dtype == torch.int32
+    assert found["max_length_k"] == 4
+
+
+def test_the_gpus_attention_gets_what_it_needs(model: TrainedGPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds reach every layer through transformers; the kernel itself is stood in for by torch's attention."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attention_by_parts)
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(network.VARLEN, network._varlen_attention)
+    first, second, third = random_examples()
+    batch = batch_of([first, second, third], [third, first, second])
+    expected, wanted = gradients(model, batch)
+    model.config._attn_implementation = network.VARLEN
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found, given = gradients(model, batch)
+    assert found == pytest.approx(expected, rel=1e-5)
+    for name in wanted:
+        torch.testing.assert_close(given[name], wanted[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def attention_by_parts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    key_bounds: Tensor,
+    longest: int,
+    longest_key: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """What torch documents of varlen_attn."""
+    # query, key, value: [tokens, heads, head_dim] -> the same
+    assert torch.equal(bounds, key_bounds) and longest == longest_key == int(bounds.diff().max())
+    assert window_size == (-1, 0)
+    parts = [tensor.transpose(0, 1).split(bounds.diff().tolist(), dim=1) for tensor in (query, key, value)]
+    mixed = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scale) for part in zip(*parts, strict=True)]
+    return torch.cat(mixed, dim=1).transpose(0, 1)
