@@ -63,8 +63,8 @@ class EngineStatus:
 
     Attributes:
         running_rows, waiting_requests: now.
-        used_pages, pages: of the cache, PAGE tokens each.
-        cache_bytes: of the cache.
+        used_cache_tokens, cache_tokens: of the KV cache.
+        cache_bytes: its size.
         captured_steps: pieces of work that are ready to be replayed.
         put_backs: how often a request lost its slots to another one.
         reused_tokens: prompt tokens that were found in the cache.
@@ -72,8 +72,8 @@ class EngineStatus:
 
     running_rows: int
     waiting_requests: int
-    used_pages: int
-    pages: int
+    used_cache_tokens: int
+    cache_tokens: int
     cache_bytes: int
     captured_steps: int
     put_backs: int
@@ -82,6 +82,9 @@ class EngineStatus:
 
 class Engine:
     """Generates with one decoder on one device; safe to use from several threads.
+
+    Attributes:
+        max_rows: as below; it may be changed at any time.
 
     Args:
         decoder: the network.
@@ -100,7 +103,8 @@ class Engine:
         max_pages: int | None = None,
     ):
         self.decoder, self.tokenizer = decoder, tokenizer
-        self._max_rows, self._reuse_prefixes, self._max_pages = max_rows, reuse_prefixes, max_pages
+        self._reuse_prefixes, self._max_pages = reuse_prefixes, max_pages
+        self.max_rows = max_rows
         self._orders = itertools.count()
         self._reset_after_fork()
         alive = weakref.ref(self)
@@ -172,7 +176,7 @@ class Engine:
         scheduler, pool = loop.scheduler, loop.scheduler.pool
         size = loop.runner.cache.slots * bytes_per_slot(self.decoder.config, self.decoder.dtype)
         return EngineStatus(
-            scheduler.rows, len(scheduler.waiting) + len(self._inbox), pool.used, pool.pages, size,
+            scheduler.rows, len(scheduler.waiting) + len(self._inbox), PAGE * pool.used, PAGE * pool.pages, size,
             len(loop.runner.graphs), scheduler.put_backs, pool.reused_tokens,
         )  # fmt: skip
 
@@ -187,7 +191,8 @@ class Engine:
 
     def _check_room(self, actives: Sequence[ActiveRequest]) -> None:
         if self._loop is None:
-            self._loop = _Loop(self.decoder, self.tokenizer, self._max_rows, self._reuse_prefixes, self._max_pages)
+            self._loop = _Loop(self.decoder, self.tokenizer, self._reuse_prefixes, self._max_pages)
+        self._loop.scheduler.max_rows = self.max_rows
         for active in actives:
             self._loop.check_room(active)
 
@@ -283,15 +288,13 @@ def _explained(error: BaseException, device: torch.device) -> BaseException:
 class _Loop:
     """The rounds of the engine's thread: admit, prefill, step, read."""
 
-    def __init__(
-        self, decoder: Decoder, tokenizer: PolyLMTokenizer, max_rows: int, reuse_prefixes: bool, max_pages: int | None
-    ):
+    def __init__(self, decoder: Decoder, tokenizer: PolyLMTokenizer, reuse_prefixes: bool, max_pages: int | None):
         self._decoder, self._max_pages = decoder, max_pages
         pages = CONTEXTS_AT_FIRST * pages_for(decoder.config.max_positions)
         pages = max(1, min(pages, self._possible_pages()))
         vocab_limit = min(tokenizer.vocab_size, decoder.config.vocab_size)
-        self.runner = Runner(decoder, max_rows, vocab_limit, pages)
-        self.scheduler = Scheduler(max_rows, SlotPool(pages, reuse_prefixes))
+        self.runner = Runner(decoder, MAX_ROWS, vocab_limit, pages)
+        self.scheduler = Scheduler(MAX_ROWS, SlotPool(pages, reuse_prefixes))
         self._launched: deque[Launched] = deque()
         self._steps_ahead = STEPS_AHEAD if decoder.device.type == "cuda" else 1
 
@@ -354,6 +357,8 @@ class _Loop:
     def _prefill(self, admitted: list[ActiveRequest]) -> None:
         try:
             self._launched.append(self.runner.prefill(admitted))
+            for active in admitted:
+                self._tell_begin(active)
         except torch.OutOfMemoryError as error:
             # what is too much for the device together may fit one after the other
             for active in admitted:
@@ -446,6 +451,11 @@ class _Loop:
         finished, history = self.runner.read_beams(active.rows, active.length)
         self._end(active)
         self._complete(active, beam_completions(active.request, finished, history))
+
+    def _tell_begin(self, active: ActiveRequest) -> None:
+        if active.submission.partial and not active.has_begun:
+            active.has_begun = True
+            active.submission.deliver(Delta(active.index, []))
 
     def _emit(self, active: ActiveRequest, ids: list[int]) -> None:
         if ids:

@@ -37,8 +37,8 @@ class Delta:
 
     Attributes:
         request: its index among those that were submitted together.
-        ids: new token ids of its best answer. Where it is not known before the end which one that is (several answers,
-            beam search), all come with the last delta.
+        ids: new token ids of its best answer; none in the first delta, which tells that the request has begun. Where
+            it is not known before the end which answer that is (several answers, beam search), all come at the end.
         finish_reason: of the best answer, on the last delta of a request; None before.
         completions: the answers, best first, on the last delta; None before.
     """

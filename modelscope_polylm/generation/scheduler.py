@@ -49,6 +49,7 @@ class ActiveRequest:
         cached: tokens whose keys and values were found in the cache.
         steps: tokens that were chosen for each row since it began to run, read or not.
         emitted: tokens that were handed out.
+        has_begun: whether its begin was told.
         overtaken: requests that began before it although they came later.
     """
 
@@ -66,6 +67,7 @@ class ActiveRequest:
     steps: int = 0
     start: int = 0
     emitted: int = 0
+    has_begun: bool = False
     overtaken: int = 0
 
     @property
@@ -128,10 +130,11 @@ class Scheduler:
     First come, first served: a request that does not fit is overtaken by at most MAX_OVERTAKEN others.
 
     Args:
-        max_rows: rows that may run together.
+        max_rows: rows that there are.
         pool: the cache's pages.
 
     Attributes:
+        max_rows: rows that may run together, at most as many as there are.
         waiting: in order of arrival.
         running: in order of their begin.
         put_backs: how often a request lost its slots to another one.
@@ -247,6 +250,8 @@ class Scheduler:
 
     def _free_rows(self, count: int) -> list[int] | None:
         """The first `count` consecutive free rows."""
+        if self.rows + count > self.max_rows:
+            return None
         free = 0
         for row, taken in enumerate(self._row_taken):
             free = 0 if taken else free + 1

@@ -17,7 +17,7 @@ from modelscope_polylm.plugin.registration import MODEL_TYPE
 if TYPE_CHECKING:
     import torch
 
-    from modelscope_polylm.backends.base import Answer
+    from modelscope_polylm.backends.base import Completion
 
 __all__ = ["PolyLMForChat", "PolyLMForTextGeneration"]
 
@@ -101,8 +101,8 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
 
         checked = self.generator.options(options)
         prompts = _rows(input_ids, attention_mask)
-        answers = self.generator.backend.generate(prompts, checked)
-        new = [torch.tensor(_with_end(answer), dtype=torch.int64) for group in answers for answer in group]
+        found = self.generator.backend.generate(prompts, checked)
+        new = [torch.tensor(_with_end(each), dtype=torch.int64) for group in found for each in group]
         padding = checked.end_tokens[0] if checked.pad_token_id is None else checked.pad_token_id
         padded = torch.nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=padding)
         repeated = input_ids.repeat_interleave(len(new) // len(prompts), dim=0)
@@ -174,5 +174,5 @@ def _rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[
     return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
 
 
-def _with_end(answer: Answer) -> list[int]:
-    return answer.ids if answer.end_token is None else [*answer.ids, answer.end_token]
+def _with_end(completion: Completion) -> list[int]:
+    return completion.ids if completion.end_token is None else [*completion.ids, completion.end_token]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,18 +12,17 @@ from modelscope.pipelines.base import Pipeline
 from modelscope.pipelines.builder import PIPELINES
 
 from modelscope_polylm.backends.placement import choose_device
-from modelscope_polylm.errors import DeviceError, InputError, OptionError
+from modelscope_polylm.errors import DeviceError, InputError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generator import Prompt, Reply, is_conversation
+from modelscope_polylm.generator import GenerationResult, Prompt
+from modelscope_polylm.inputs import as_list, is_many
 from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
-from modelscope_polylm.plugin.outputs import Output, batches, chat_output, stream_outputs, text_output
+from modelscope_polylm.plugin.outputs import Output, chat_output, stream_outputs, text_output
 from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
 from modelscope_polylm.plugin.registration import PIPELINE_TYPE
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 
-ROWS_AT_ONCE = 1024
-"""Rows of a data set that a backend gets together which takes whole lists: a data set may be endless."""
 Parameters = dict[str, Any]
 Stages = tuple[Parameters, Parameters, Parameters]
 """The parameters of `preprocess`, `forward` and `postprocess`."""
@@ -32,9 +32,9 @@ Stages = tuple[Parameters, Parameters, Parameters]
 class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
     """Continues texts and answers conversations.
 
-    An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, a list of
-    them (`batch_size` says how many run together) or an MsDataset. Options of a call are generation options,
-    `return_full_text` and `allow_role_markers`. Safe to use from several threads.
+    An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, several of
+    them in anything that can be iterated over, or an MsDataset. Options of a call are generation options,
+    `return_full_text` and `allow_role_markers`. Safe to use from several threads, whose calls run together.
     """
 
     model_class: ClassVar[type[PolyLMForTextGeneration]] = PolyLMForTextGeneration
@@ -82,8 +82,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
         Args:
             input: see the class.
-            batch_size: how many inputs of a list or data set run together. If None one, and with the vLLM backend the
-                whole list, or 1,024 rows of a data set.
+            batch_size: most inputs that run together. None leaves it to the backend: the native and the vLLM backend
+                run as many as fit, the transformers backend one.
             options: generation options, `return_full_text`, `allow_role_markers`.
 
         Returns:
@@ -94,18 +94,24 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
                 says which one it is.
             OptionError: an unknown option or value.
         """
-        stages = self._sanitize_parameters(**options)
-        size = _checked_batch_size(batch_size) or self._generator.backend.default_batch_size
+        reading, running, showing = self._sanitize_parameters(**options)
+        size = _checked_batch_size(batch_size)
         if isinstance(input, MsDataset):
-            return self._answer_rows(input, size or ROWS_AT_ONCE, stages)
-        if not _is_many(input):
-            return self._answer([self.preprocess(input, **stages[0])], stages)[0]
-        prompts = self.preprocessor.reader.read_all(input, **stages[0])
-        parts = batches(iter(prompts), size or len(prompts))
-        return [output for part in parts for output in self._answer(part, stages)]
+            return self._answer_rows(input, size, reading, running, showing)
+        if not is_many(input):
+            prompt = self.preprocess(input, **reading)
+            return self.postprocess((prompt, self.forward([prompt], **running)[0]), **showing)
+        prompts = self.preprocessor.reader.read_all(as_list(input), **reading)
+        results = self.forward(prompts, **running, at_once=size) if prompts else []
+        return [self.postprocess(pair, **showing) for pair in zip(prompts, results, strict=True)]
 
     def stream_generate(self, input: Any, *, batch_size: int | None = None, **options: Any) -> Any:
         """Answer as the tokens come. Each item of a stream is the whole output so far, not only what is new.
+
+        Args:
+            input: one input or several, see the class.
+            batch_size: most inputs that run together; for several inputs it asks for one stream of all of them.
+            options: as in `__call__`.
 
         Returns:
             For one input a generator of dicts; for a list without `batch_size` a list of such generators; for a list
@@ -117,19 +123,19 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
         reading, running, showing = self._sanitize_parameters(**options)
         size = _checked_batch_size(batch_size)
 
-        def show(prompt: Prompt, reply: Reply) -> Output:
-            return self.postprocess((prompt, reply), **showing)
+        def show(prompt: Prompt, result: GenerationResult) -> Output:
+            return self.postprocess((prompt, result), **showing)
 
         def stream_one(prompt: Prompt) -> Generator[Output, None, None]:
-            stream = stream_outputs(self._generator, [prompt], 1, **running, show=show)
+            stream = stream_outputs(self._generator, [prompt], **running, show=show)
             return (outputs[0] for outputs in stream if outputs[0] is not None)
 
-        if not _is_many(input):
+        if not is_many(input):
             return stream_one(self.preprocess(input, **reading))
-        prompts = self.preprocessor.reader.read_all(input, **reading)
+        prompts = self.preprocessor.reader.read_all(as_list(input), **reading)
         if size is None:
             return [stream_one(prompt) for prompt in prompts]
-        return stream_outputs(self._generator, prompts, size, **running, show=show)
+        return stream_outputs(self._generator, prompts, **running, show=show, at_once=size)
 
     def _sanitize_parameters(self, **parameters: Any) -> Stages:
         """The parameters of `preprocess`, `forward` and `postprocess`. Raises OptionError."""
@@ -146,23 +152,32 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
         prompt: Prompt = self.preprocessor.reader.read(inputs, **parameters)
         return prompt
 
-    def forward(self, inputs: list[Prompt], options: GenerationOptions) -> list[Reply]:
-        """Answer prompts together."""
-        return self._generator.reply(inputs, options)
+    def forward(
+        self, inputs: list[Prompt], options: GenerationOptions, at_once: int | None = None
+    ) -> list[GenerationResult]:
+        """Answer prompts, at most `at_once` of them together."""
+        return self._generator.reply(inputs, options, at_once)
 
-    def postprocess(self, inputs: tuple[Prompt, Reply], **parameters: Any) -> Output:
-        """The output for one prompt and its reply."""
+    def postprocess(self, inputs: tuple[Prompt, GenerationResult], **parameters: Any) -> Output:
+        """The output for one prompt and its result."""
         return text_output(*inputs, **parameters)
 
-    def _answer(self, prompts: list[Prompt], stages: Stages) -> list[Output]:
-        replies = self.forward(prompts, **stages[1])
-        return [self.postprocess(pair, **stages[2]) for pair in zip(prompts, replies, strict=True)]
+    def _answer_rows(
+        self, rows: Iterable[Any], size: int | None, reading: Parameters, running: Parameters, showing: Parameters
+    ) -> Iterator[Output]:
+        """Read rows while earlier ones are answered; outputs come in the order of the rows."""
+        prompts: deque[Prompt] = deque()
 
-    def _answer_rows(self, rows: Iterable[Any], size: int, stages: Stages) -> Iterator[Output]:
-        first = 0
-        for batch in batches(iter(rows), size):
-            yield from self._answer(self.preprocessor.reader.read_all(batch, first=first, **stages[0]), stages)
-            first += len(batch)
+        def read() -> Iterator[tuple[Prompt, GenerationOptions]]:
+            for index, row in enumerate(rows):
+                prompts.append(self.preprocessor.reader.read_all([row], first=index, **reading)[0])
+                yield prompts[-1], running["options"]
+
+        for result in self._generator.reply_each(read(), size):
+            prompt = prompts.popleft()
+            if isinstance(result, PolyLMError):
+                raise result
+            yield self.postprocess((prompt, result), **showing)
 
 
 @PIPELINES.register_module("chat", PIPELINE_TYPE, force=True)
@@ -179,13 +194,9 @@ class PolyLMChatPipeline(PolyLMTextGenerationPipeline):
     def _showing_parameters(self, parameters: Parameters) -> Parameters:
         return {}
 
-    def postprocess(self, inputs: tuple[Prompt, Reply], **parameters: Any) -> Output:
-        """The output for one conversation and its reply."""
+    def postprocess(self, inputs: tuple[Prompt, GenerationResult], **parameters: Any) -> Output:
+        """The output for one conversation and its result."""
         return chat_output(*inputs, **parameters)
-
-
-def _is_many(value: Any) -> bool:
-    return isinstance(value, list) and not is_conversation(value)
 
 
 def _checked_batch_size(batch_size: int | None) -> int | None:

@@ -107,7 +107,7 @@ def _add_state(app: FastAPI, model: ServedModel) -> None:
     @app.get("/health")
     async def health() -> responses.Health:
         """Whether the server takes requests; 503 when it is about to end."""
-        if model.scheduler.is_ending:
+        if model.queue.is_ending:
             raise HTTPException(503, "The server is shutting down.")
         return responses.Health(status="ok")
 

@@ -1,4 +1,4 @@
-"""From a request of OpenAI's interface to the work that it asks for, or to a refusal that says why."""
+"""From a request of OpenAI's interface to what the engine gets, or to a refusal that says why."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.requests import checked_requests
+from modelscope_polylm.generation.sampling import row_seed
 from modelscope_polylm.generator import Prompt
 from modelscope_polylm.openai_requests import generation_options, unsupported_field, without_end
 from modelscope_polylm.serve.errors import RequestError
-from modelscope_polylm.serve.jobs import Work
+from modelscope_polylm.serve.requests import ParsedRequest
 from modelscope_polylm.serve.schemas import (
     EMPTY_IN_MESSAGES,
     IGNORED_IN_MESSAGES,
@@ -57,46 +57,46 @@ class RequestReader:
                 "once: raise --max-rows, or set --num-beams."
             )
 
-    def read_chat(self, request: ChatRequest) -> Work:
-        """The work of a conversation.
+    def read_chat(self, request: ChatRequest) -> ParsedRequest:
+        """Read a conversation.
 
         Raises:
             RequestError, InputError, OptionError: it cannot be done, and why.
         """
         refuse_unknown(request)
-        options, kept = self._options_of(request)
+        options, wanted = self._options_of(request)
         messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
         prompt = self._generator.reader.read(
             {"messages": join_turns(messages, self._system_message)},
             options,
             allow_role_markers=request.allow_role_markers,
         )
-        return self._work([prompt], options, kept, kept, request)
+        return self._parsed([prompt], options, wanted, wanted, request)
 
-    def read_completion(self, request: CompletionRequest) -> Work:
-        """The work of texts to continue. Raises as `read_chat`."""
+    def read_completion(self, request: CompletionRequest) -> ParsedRequest:
+        """Read texts to continue. Raises as `read_chat`."""
         refuse_unknown(request)
-        options, kept = self._options_of(request)
-        candidates = max(request.best_of or kept, kept)
-        _check_completion(request, options, kept)
+        options, wanted = self._options_of(request)
+        candidates = max(request.best_of or wanted, wanted)
+        _check_completion(request, options, wanted)
         prompts = [self._prompt(value, options) for value in _prompts(request.prompt)]
-        return self._work(prompts, options, kept, candidates, request)
+        return self._parsed(prompts, options, wanted, candidates, request)
 
     def _options_of(self, request: Any) -> tuple[GenerationOptions, int]:
         """The request's options, and how many answers it wants; beam search alone gets several from one row."""
         call = generation_options(dict(request))
         call.pop("output_scores", None)
-        wanted = call.pop("num_return_sequences", None)
+        asked = call.pop("num_return_sequences", None)
         options = self._options(call)
-        if wanted is not None and options.num_beams > 1:
-            options = self._options({**call, "num_return_sequences": wanted})
-        kept = wanted or options.num_return_sequences
+        if asked is not None and options.num_beams > 1:
+            options = self._options({**call, "num_return_sequences": asked})
+        wanted = asked or options.num_return_sequences
         if options.num_beams == 1:
             options = dataclasses.replace(options, num_return_sequences=1)
         if request.ignore_eos:
             options = without_end(options)
         self._check_sizes(options)
-        return dataclasses.replace(options, output_logprobs=_wants_logprobs(request), output_scores=False), kept
+        return dataclasses.replace(options, output_logprobs=_wants_logprobs(request), output_scores=False), wanted
 
     def _options(self, call: Mapping[str, Any]) -> GenerationOptions:
         return GenerationOptions.from_layers(self._generator.snapshot.generation, self._defaults, call)
@@ -119,9 +119,9 @@ class RequestReader:
             return self._generator.reader.read(value, options)
         return Prompt(self._generator.snapshot.tokenizer.decode(value), value)
 
-    def _work(
-        self, prompts: Sequence[Prompt], options: GenerationOptions, kept: int, candidates: int, request: Any
-    ) -> Work:
+    def _parsed(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, wanted: int, candidates: int, request: Any
+    ) -> ParsedRequest:
         stops = options.stop_texts
         if options.num_beams > 1:  # the engine's beam search knows no stop strings: its answers are cut
             options = dataclasses.replace(options, stop_strings=None)
@@ -131,10 +131,14 @@ class RequestReader:
                 f"The request takes {rows} rows, one for each prompt and each of its answers or beams, but this server "
                 f"computes {self._max_rows} at once: lower n, best_of, num_beams or the number of prompts."
             )
-        checked_requests([prompt.ids for prompt in prompts], options, self._generator.snapshot.config)
-        if options.num_beams == 1:
-            prompts = [prompt for prompt in prompts for _ in range(candidates)]
-        return Work(prompts, options, stops, kept, candidates, bool(request.output_scores))
+        if options.num_beams > 1:
+            return ParsedRequest(
+                prompts, [options] * len(prompts), stops, wanted, candidates, bool(request.output_scores)
+            )
+        prompts = [prompt for prompt in prompts for _ in range(candidates)]
+        seeds = [row_seed(options.seed or 0, index % candidates) for index in range(len(prompts))]
+        own = [options if options.seed is None else dataclasses.replace(options, seed=seed) for seed in seeds]
+        return ParsedRequest(prompts, own, stops, wanted, candidates, bool(request.output_scores))
 
 
 def refuse_unknown(request: Any) -> None:
@@ -174,12 +178,12 @@ def _prompts(prompt: Any) -> Sequence[str | list[int]]:
     return [prompt] if is_one else prompt
 
 
-def _check_completion(request: CompletionRequest, options: GenerationOptions, kept: int) -> None:
-    if request.best_of is not None and request.best_of < kept:
-        raise OptionError(f"best_of={request.best_of} must be at least n={kept}.")
+def _check_completion(request: CompletionRequest, options: GenerationOptions, wanted: int) -> None:
+    if request.best_of is not None and request.best_of < wanted:
+        raise OptionError(f"best_of={request.best_of} must be at least n={wanted}.")
     if request.best_of is not None and options.num_beams > 1:
         raise OptionError("best_of is for sampling: with beam search, set num_beams and n.")
-    if request.stream and (request.best_of or kept) > kept:
+    if request.stream and (request.best_of or wanted) > wanted:
         raise OptionError(f"best_of={request.best_of} with stream=true: which answers are best is known at their end.")
     if request.echo and request.logprobs is not None:
         raise OptionError("echo together with logprobs: the log-probabilities of a prompt are not computed.")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from modelscope_polylm.serve.jobs import Choice, FinishReason, Job, Token
+from modelscope_polylm.serve.requests import Choice, FinishReason, RequestState, Token
 
 
 def _is_none(value: object) -> bool:
@@ -37,7 +37,7 @@ class ErrorResponse(BaseModel):
 
 
 class Usage(BaseModel):
-    """Counts of tokens; those of answers that were computed and not kept are among them."""
+    """Counts of tokens; those of answers that were computed and not wanted are among them."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -181,18 +181,18 @@ class Format(ABC):
     Args:
         model: the model's name.
         request: what was asked.
-        job: the request on its way.
+        state: the request on its way.
     """
 
     prefix: str
     """What the names of the responses begin with."""
 
-    def __init__(self, model: str, request: Any, job: Job) -> None:
+    def __init__(self, model: str, request: Any, state: RequestState) -> None:
         name = f"{self.prefix}-{uuid.uuid4().hex}"
         self._response: dict[str, Any] = {"id": name, "model": model, "created": int(time.time())}
 
     @abstractmethod
-    def whole(self, job: Job) -> BaseModel:
+    def whole(self, state: RequestState) -> BaseModel:
         """All answers, complete."""
 
     @abstractmethod
@@ -208,7 +208,7 @@ class Format(ABC):
         """The last chunk of a choice, after its text."""
 
     @abstractmethod
-    def usage(self, job: Job) -> ChatChunk | TextResponse:
+    def usage(self, state: RequestState) -> ChatChunk | TextResponse:
         """A chunk with the counts of tokens, after all choices."""
 
 
@@ -217,7 +217,7 @@ class ChatFormat(Format):
 
     prefix = "chatcmpl"
 
-    def whole(self, job: Job) -> ChatResponse:
+    def whole(self, state: RequestState) -> ChatResponse:
         choices = [
             ChatChoice(
                 index=index,
@@ -226,9 +226,9 @@ class ChatFormat(Format):
                 finish_reason=choice.finish_reason or "stop",
                 score=choice.score,
             )
-            for index, choice in enumerate(job.choices)
+            for index, choice in enumerate(state.choices)
         ]
-        return ChatResponse(**self._response, choices=choices, usage=usage_of(job))
+        return ChatResponse(**self._response, choices=choices, usage=usage_of(state))
 
     def opening(self, index: int) -> ChatChunk:
         return self._chunk(index, Delta(role="assistant", content=""))
@@ -245,8 +245,8 @@ class ChatFormat(Format):
             score=choice.score,
         )
 
-    def usage(self, job: Job) -> ChatChunk:
-        return ChatChunk(**self._response, choices=[], usage=usage_of(job))
+    def usage(self, state: RequestState) -> ChatChunk:
+        return ChatChunk(**self._response, choices=[], usage=usage_of(state))
 
     def _chunk(self, index: int, delta: Delta, **more: Any) -> ChatChunk:
         return ChatChunk(**self._response, choices=[ChatChunkChoice(index=index, delta=delta, **more)])
@@ -257,15 +257,16 @@ class TextFormat(Format):
 
     prefix = "cmpl"
 
-    def __init__(self, model: str, request: Any, job: Job) -> None:
-        super().__init__(model, request, job)
-        self._prompts = _echoed(job) if request.echo else [""] * len(job.choices)
+    def __init__(self, model: str, request: Any, state: RequestState) -> None:
+        super().__init__(model, request, state)
+        self._prompts = _echoed(state) if request.echo else [""] * len(state.choices)
 
-    def whole(self, job: Job) -> TextResponse:
+    def whole(self, state: RequestState) -> TextResponse:
         choices = [
-            self._choice(index, self._prompts[index] + choice.text, choice) for index, choice in enumerate(job.choices)
+            self._choice(index, self._prompts[index] + choice.text, choice)
+            for index, choice in enumerate(state.choices)
         ]
-        return TextResponse(**self._response, choices=choices, usage=usage_of(job))
+        return TextResponse(**self._response, choices=choices, usage=usage_of(state))
 
     def opening(self, index: int) -> TextResponse | None:
         return self.piece(index, self._prompts[index]) if self._prompts[index] else None
@@ -276,8 +277,8 @@ class TextFormat(Format):
     def end(self, index: int, choice: Choice) -> TextResponse:
         return TextResponse(**self._response, choices=[self._choice(index, "", choice)])
 
-    def usage(self, job: Job) -> TextResponse:
-        return TextResponse(**self._response, choices=[], usage=usage_of(job))
+    def usage(self, state: RequestState) -> TextResponse:
+        return TextResponse(**self._response, choices=[], usage=usage_of(state))
 
     def _choice(self, index: int, text: str, choice: Choice) -> TextChoice:
         return TextChoice(
@@ -289,17 +290,17 @@ class TextFormat(Format):
         )
 
 
-def usage_of(job: Job) -> Usage:
+def usage_of(state: RequestState) -> Usage:
     """The counts of tokens so far."""
-    prompt, generated = job.work.prompt_tokens, job.generated
+    prompt, generated = state.request.prompt_tokens, state.generated
     return Usage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
 
 
-def _echoed(job: Job) -> list[str]:
+def _echoed(state: RequestState) -> list[str]:
     """The prompt of each choice."""
-    work = job.work
+    work = state.work
     copies = 1 if work.options.num_beams > 1 else work.candidates
-    return [prompt.text for prompt in work.prompts[::copies] for _ in range(work.kept)]
+    return [prompt.text for prompt in work.prompts[::copies] for _ in range(work.wanted)]
 
 
 def _name(token: Token) -> str:

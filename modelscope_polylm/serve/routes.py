@@ -18,12 +18,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.serve.errors import RequestError, UnknownModelError, refusal_of
-from modelscope_polylm.serve.jobs import Job, Work
 from modelscope_polylm.serve.metrics import Metrics
 from modelscope_polylm.serve.middleware import Figures, set_figures
 from modelscope_polylm.serve.parsing import note_of
+from modelscope_polylm.serve.queue import RequestQueue
+from modelscope_polylm.serve.requests import ParsedRequest, RequestState
 from modelscope_polylm.serve.responses import Format, usage_of
-from modelscope_polylm.serve.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ class ServedModel:
 
     Attributes:
         names: what requests may call it, the first one is its name.
-        scheduler: runs the requests.
+        queue: runs the requests.
         metrics: are kept up to date.
     """
 
     names: tuple[str, ...]
-    scheduler: Scheduler
+    queue: RequestQueue
     metrics: Metrics
 
     def check_name(self, name: str) -> None:
@@ -61,34 +61,34 @@ class ServedModel:
         self,
         http: Request,
         request: Any,
-        read: Callable[[Any], Work],
-        new_format: Callable[[str, Any, Job], Format],
+        read: Callable[[Any], ParsedRequest],
+        new_format: Callable[[str, Any, RequestState], Format],
     ) -> Response:
         """Answer a request with a response or a stream."""
         self.check_name(request.model)
-        job = self.scheduler.submit(await asyncio.to_thread(read, request))
-        set_figures(http.scope, functools.partial(_figures, job))
-        self.metrics.prompt_tokens.inc(job.work.prompt_tokens)
+        state = self.queue.submit(await asyncio.to_thread(read, request))
+        set_figures(http.scope, functools.partial(_figures, state))
+        self.metrics.prompt_tokens.inc(state.request.prompt_tokens)
         try:
-            response = await self._response(http, request, job, new_format(self.names[0], request, job))
+            response = await self._response(http, request, state, new_format(self.names[0], request, state))
         except BaseException:
-            self.scheduler.leave(job)
+            self.queue.leave(state)
             raise
         if (note := note_of(request)) is not None:
             response.headers[NOTE_HEADER] = note
         return response
 
-    async def _response(self, http: Request, request: Any, job: Job, format: Format) -> Response:
+    async def _response(self, http: Request, request: Any, state: RequestState, format: Format) -> Response:
         if request.stream:
-            is_there = await _unless_gone(http, job.until_started(), HEADERS_SECONDS)
+            is_there = await _unless_gone(http, state.until_started(), HEADERS_SECONDS)
         else:
-            is_there = await _unless_gone(http, job.until_complete())
+            is_there = await _unless_gone(http, state.until_complete())
         if not is_there:
-            self.scheduler.leave(job)
+            self.queue.leave(state)
             return Response(status_code=CLIENT_GONE)
         if not request.stream:
-            return Response(format.whole(job).model_dump_json(), media_type="application/json")
-        return EventStream(_events(job, format, request.stream_options), lambda: self.scheduler.leave(job))
+            return Response(format.whole(state).model_dump_json(), media_type="application/json")
+        return EventStream(_events(state, format, request.stream_options), lambda: self.queue.leave(state))
 
 
 class EventStream(StreamingResponse):
@@ -130,18 +130,18 @@ class EventStream(StreamingResponse):
                 await send({"type": "http.response.body", "body": COMMENT.encode(), "more_body": True})
 
 
-def _figures(job: Job) -> Figures:
-    first = None if job.first_text is None else job.first_text - job.arrived
-    return Figures(job.work.prompt_tokens, job.generated, first)
+def _figures(state: RequestState) -> Figures:
+    first = None if state.first_text is None else state.first_text - state.arrived
+    return Figures(state.request.prompt_tokens, state.generated, first)
 
 
-async def _events(job: Job, format: Format, options: Any) -> AsyncIterator[str]:
+async def _events(state: RequestState, format: Format, options: Any) -> AsyncIterator[str]:
     wants_counts = options is not None and options.include_usage
     counts_always = wants_counts and options.continuous_usage_stats
     try:
-        async for chunk in _chunks(job, format):
+        async for chunk in _chunks(state, format):
             if counts_always:
-                chunk.usage = usage_of(job)
+                chunk.usage = usage_of(state)
             yield _event(chunk)
     except Exception as error:
         if not isinstance(error, (PolyLMError, RequestError)):
@@ -149,7 +149,7 @@ async def _events(job: Job, format: Format, options: Any) -> AsyncIterator[str]:
         yield f"data: {json.dumps(refusal_of(error).body)}\n\n"
         return
     if wants_counts:
-        yield _event(format.usage(job))
+        yield _event(format.usage(state))
     yield "data: [DONE]\n\n"
 
 
@@ -157,14 +157,14 @@ def _event(chunk: BaseModel) -> str:
     return f"data: {chunk.model_dump_json()}\n\n"
 
 
-async def _chunks(job: Job, format: Format) -> AsyncIterator[Any]:
+async def _chunks(state: RequestState, format: Format) -> AsyncIterator[Any]:
     """What is new of each choice whenever something is; a slow reader gets larger chunks."""
-    sent, ended = [0] * len(job.choices), [False] * len(job.choices)
-    for index in range(len(job.choices)):
+    sent, ended = [0] * len(state.choices), [False] * len(state.choices)
+    for index in range(len(state.choices)):
         if (opening := format.opening(index)) is not None:
             yield opening
     while True:
-        for index, choice in enumerate(job.choices):
+        for index, choice in enumerate(state.choices):
             if len(choice.text) > sent[index]:
                 text, sent[index] = choice.text[sent[index] :], len(choice.text)
                 yield format.piece(index, text)
@@ -173,7 +173,7 @@ async def _chunks(job: Job, format: Format) -> AsyncIterator[Any]:
                 yield format.end(index, choice)
         if all(ended):
             return
-        await job.news()
+        await state.changed()
 
 
 async def _unless_gone(http: Request, waiting: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:

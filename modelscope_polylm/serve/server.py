@@ -13,9 +13,9 @@ from modelscope_polylm.serve.application import ROOT, application
 from modelscope_polylm.serve.metrics import Metrics
 from modelscope_polylm.serve.middleware import Access
 from modelscope_polylm.serve.parsing import RequestReader
+from modelscope_polylm.serve.queue import RequestQueue
 from modelscope_polylm.serve.responses import ModelCard
 from modelscope_polylm.serve.routes import ServedModel
-from modelscope_polylm.serve.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
@@ -29,14 +29,12 @@ class Limits:
 
     Attributes:
         rows: answers and beams that are computed at once.
-        batches: batches that run side by side.
         queue: requests that may wait.
         body: bytes of a request.
         ending_seconds: how long running requests may take to end when the server ends.
     """
 
     rows: int = 32
-    batches: int = 4
     queue: int = 64
     body: int = 1_000_000
     ending_seconds: int = 120
@@ -69,10 +67,10 @@ class NativeServer:
         self._name = names[0]
         self._limits = limits = limits or Limits()
         self.metrics = metrics = Metrics()
-        self.scheduler = Scheduler(generator, metrics, limits.rows, limits.batches, limits.queue)
+        self.queue = RequestQueue(generator, metrics, limits.rows, limits.queue)
         reader = RequestReader(generator, defaults or {}, limits.rows, system_message)
         card = ModelCard(id=names[0], created=int(time.time()), max_model_len=generator.snapshot.config.max_positions)
-        model = ServedModel(names, self.scheduler, metrics)
+        model = ServedModel(names, self.queue, metrics)
         self.app = application(model, reader, card, access or Access(), limits.body)
 
     def run(self, host: str, port: int) -> None:
@@ -80,7 +78,7 @@ class NativeServer:
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{port}{ROOT}"
         self.server(host, port, lambda: logger.info("Serving %s at %s; Ctrl-C ends.", self._name, url)).run()
-        self.scheduler.stop()
+        self.queue.stop()
         logger.info("Ended.")
 
     def server(self, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> Server:
@@ -89,4 +87,4 @@ class NativeServer:
 
     def _end(self) -> None:
         logger.info("Ending: running requests go on for %d s at most, others are refused.", self._limits.ending_seconds)
-        self.scheduler.end()
+        self.queue.end()

@@ -138,7 +138,7 @@ def test_requests_that_are_put_back_give_the_same(model, engine, pages):
     assert exact(small.submit(requests, partial=False).completions()) == expected
     status = small.status()
     assert status.put_backs > 0
-    assert (status.running_rows, status.used_pages) == (0, 0)
+    assert (status.running_rows, status.used_cache_tokens) == (0, 0)
 
 
 def test_a_stream_goes_on_where_it_was_put_back(model, engine):
@@ -224,7 +224,7 @@ def test_a_stream_that_nobody_reads_is_cancelled(engine, how):
         del stream
         gc.collect()
     wait_until_idle(engine)
-    assert engine.status().used_pages == 0
+    assert engine.status().used_cache_tokens == 0
 
 
 def test_cancelling_what_waits(model):
@@ -256,7 +256,7 @@ def test_an_exception_in_a_step_ends_its_requests_and_the_loop_lives_on(engine, 
     with pytest.raises(DeviceError, match="Injected: broken"):
         generate(engine, PROMPTS, max_new_tokens=12)
     assert exact(generate(engine, PROMPTS, max_new_tokens=12)) == expected
-    assert engine.status().used_pages == 0
+    assert engine.status().used_cache_tokens == 0
 
 
 def test_out_of_memory_in_a_prefill_is_tried_one_by_one(engine, monkeypatch):
@@ -297,7 +297,7 @@ def test_results_that_are_not_finite_are_an_error(options, value):
     engine = engine_of(model)
     with pytest.raises(SnapshotError, match=r"not finite numbers.*polylm verify"):
         generate(engine, [PROMPTS[0]], max_new_tokens=4, **options)
-    assert engine.status().used_pages == 0
+    assert engine.status().used_cache_tokens == 0
 
 
 def test_an_engine_that_nobody_holds_goes(model):

@@ -1,0 +1,192 @@
+"""Which requests the engine has and how many may wait; what the engine tells of them is taken in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from modelscope_polylm.errors import PolyLMError
+from modelscope_polylm.serve.choices import GrowingText, whole_choices
+from modelscope_polylm.serve.errors import BusyError, EndingError, UnexpectedError
+from modelscope_polylm.serve.requests import ParsedRequest, RequestState
+
+if TYPE_CHECKING:
+    from modelscope_polylm.backends.base import Completion, Delta, DeltaStream
+    from modelscope_polylm.backends.native import NativeBackend
+    from modelscope_polylm.generator import TextGenerator
+    from modelscope_polylm.serve.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(eq=False)
+class _Submitted:
+    """A request that the engine has.
+
+    Attributes:
+        deltas: cancels it when it is closed.
+        texts: of each prompt.
+        completions: of the prompts that have ended.
+    """
+
+    deltas: DeltaStream
+    texts: list[GrowingText]
+    completions: dict[int, list[Completion]]
+
+
+class RequestQueue:
+    """Hands requests to the engine as they come. Everything except the engine happens in the event loop.
+
+    Args:
+        generator: the loaded model, on the native backend.
+        metrics: are kept up to date.
+        max_rows: rows that the engine runs at once.
+        max_queue: requests that may wait for rows.
+    """
+
+    def __init__(self, generator: TextGenerator, metrics: Metrics, max_rows: int = 32, max_queue: int = 64) -> None:
+        self.max_rows, self._max_queue = max_rows, max_queue
+        self.is_ending = False
+        self._generator, self._metrics = generator, metrics
+        backend: NativeBackend = generator.backend  # type: ignore[assignment]
+        self._engine = backend.engine
+        self._engine.max_rows = max_rows
+        self._submitted: dict[RequestState, _Submitted] = {}
+        self._told: list[tuple[RequestState, Delta | BaseException]] = []
+        self._lock = threading.Lock()
+        self._recent_seconds = 1.0
+        metrics.watch(self._engine.status, lambda: len(self._without_rows()))
+
+    def submit(self, request: ParsedRequest) -> RequestState:
+        """Begin a request, which has to be left when nobody waits for it any more.
+
+        Raises:
+            BusyError: too many requests wait.
+            EndingError: the server is about to end.
+            PolyLMError: the engine refuses it.
+        """
+        if self.is_ending:
+            raise EndingError("The server is shutting down: ask another one, or later.")
+        if len(self._without_rows(request.rows)) > self._max_queue:
+            raise BusyError(
+                f"{self._max_queue} requests are waiting already: try again later.", math.ceil(self._recent_seconds)
+            )
+        state = RequestState(request)
+        checked = self._generator.backend.requests([prompt.ids for prompt in request.prompts], request.options)
+        listener = functools.partial(self._tell, asyncio.get_running_loop(), state)
+        deltas = self._engine.submit(checked, listener=listener)
+        tokenizer = self._generator.snapshot.tokenizer
+        texts = [GrowingText(prompt, request.stops, tokenizer) for prompt in request.prompts]
+        self._submitted[state] = _Submitted(deltas, texts, {})
+        return state
+
+    def leave(self, state: RequestState) -> None:
+        """Nobody waits for the request any more."""
+        if state.is_open:
+            self._metrics.cancelled.inc()
+            self._close(state)
+
+    def end(self) -> None:
+        """Refuse what waits and what comes from now on; what runs goes on."""
+        self.is_ending = True
+        for state in [state for state in self._submitted if not state.started]:
+            self._fail(state, EndingError("The server is shutting down: ask another one, or later."))
+
+    def stop(self) -> None:
+        """Stop what still runs, with its next step."""
+        self.end()
+        for state in list(self._submitted):
+            self._close(state)
+
+    def _without_rows(self, more: int = 0) -> list[int]:
+        """Rows of the requests that wait for others to end, among them one that has so many rows and comes last."""
+        rows = [state.request.rows for state in self._submitted] + ([more] if more else [])
+        totals = itertools.accumulate(rows)
+        return [own for own, total in zip(rows, totals, strict=True) if total > self.max_rows]
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, state: RequestState, item: Delta | BaseException) -> None:
+        """Called by the engine: one call into the loop for all that is told until it comes to that."""
+        with self._lock:
+            self._told.append((state, item))
+            is_first = len(self._told) == 1
+        if is_first:
+            with contextlib.suppress(RuntimeError):  # the loop is closed when the server has been forced to end
+                loop.call_soon_threadsafe(self._take_all)
+
+    def _take_all(self) -> None:
+        with self._lock:
+            told, self._told = self._told, []
+        for state, item in told:
+            if not state.is_open:
+                continue
+            if isinstance(item, BaseException):
+                self._fail(state, item)
+            else:
+                self._take(state, item)
+
+    def _take(self, state: RequestState, delta: Delta) -> None:
+        request, submitted = state.request, self._submitted[state]
+        if not state.started:
+            state.started = True
+            self._metrics.queue_seconds.observe(time.monotonic() - state.arrived)
+        if delta.completions is not None:
+            submitted.completions[delta.request] = delta.completions
+        if not request.needs_whole_answers:
+            self._take_text(state, submitted.texts[delta.request], delta)
+        elif len(submitted.completions) == len(request.prompts):
+            self._take_answers(state, [submitted.completions[index] for index in range(len(request.prompts))])
+        self._count(state, 0 if request.uses_beams else len(delta.ids))
+        state.notify()
+        if all(choice.finish_reason is not None for choice in state.choices):
+            self._close(state)
+
+    def _take_text(self, state: RequestState, text: GrowingText, delta: Delta) -> None:
+        choice = state.choices[delta.request]
+        choice.text += text.push(delta.ids, delta.completions is not None)
+        choice.tokens += len(delta.ids)
+        if delta.finish_reason is not None:
+            choice.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+        self._note_text(state, bool(choice.text))
+
+    def _take_answers(self, state: RequestState, completions: Sequence[Sequence[Completion]]) -> None:
+        state.choices = whole_choices(state.request, completions, self._generator.snapshot.tokenizer)
+        if state.request.uses_beams:
+            self._count(state, sum(len(completion.ids) for group in completions for completion in group))
+        self._note_text(state, True)
+
+    def _count(self, state: RequestState, tokens: int) -> None:
+        state.generated += tokens
+        self._metrics.generated_tokens.inc(tokens)
+
+    def _note_text(self, state: RequestState, has_text: bool) -> None:
+        now = time.monotonic()
+        if has_text and state.first_text is None:
+            state.first_text = now
+            self._metrics.first_text_seconds.observe(now - state.arrived)
+        elif state.latest_text is not None:
+            self._metrics.between_texts_seconds.observe(now - state.latest_text)
+        if state.first_text is not None:
+            state.latest_text = now
+
+    def _fail(self, state: RequestState, error: BaseException) -> None:
+        if not isinstance(error, PolyLMError):
+            logger.error("A request failed.", exc_info=error)
+        state.error = error if isinstance(error, PolyLMError) else UnexpectedError()
+        self._close(state)
+
+    def _close(self, state: RequestState) -> None:
+        """The request has ended; its rows are free."""
+        state.is_open = False
+        state.notify()
+        if state.error is None and state.started:
+            self._recent_seconds += (time.monotonic() - state.arrived - self._recent_seconds) / 8
+        self._submitted.pop(state).deltas.close()
