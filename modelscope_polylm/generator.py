@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions, option_fields
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
-from modelscope_polylm.text.prompts import Message, PromptFormat, check_messages, fit_messages, render
+from modelscope_polylm.text.prompts import Message, PromptFormat, check_messages, fit_messages, known_format, render
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class TextGenerator:
             folder: a complete PolyLM snapshot.
             device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
             dtype: precision of the weights; None is bfloat16 on CUDA and float32 on the CPU.
-            backend: 'native', 'transformers' or 'vllm', which gets a package of a snapshot that is not in today's form.
+            backend: 'native', 'transformers' or 'vllm', for which a snapshot is packaged if needed.
             prompt_format: how messages are written, where the snapshot's own is not meant.
             release: which release's defaults apply, where the folder does not tell.
             backend_options: options of the backend.
@@ -204,12 +204,12 @@ class InputReader:
 
     Attributes:
         tokenizer: makes the token ids.
-        prompt_format: how messages become one text.
+        prompt_format: how messages become one text; None where that is unknown, and only plain texts can be read.
         positions: tokens that the context holds.
     """
 
     tokenizer: PolyLMTokenizer
-    prompt_format: PromptFormat
+    prompt_format: PromptFormat | None
     positions: int
 
     def read(
@@ -235,9 +235,10 @@ class InputReader:
         else:
             text = plain_text(value)
             return self._with_room(Prompt(text, self.tokenizer.encode(text)), options)
-        checked = check_messages(messages, allow_role_markers, self.prompt_format)
-        kept = fit_messages(checked, self.prompt_format, self._count_tokens, limit)
-        text = render(kept, self.prompt_format)
+        prompt_format = known_format(self.prompt_format)
+        checked = check_messages(messages, allow_role_markers, prompt_format)
+        kept = fit_messages(checked, prompt_format, self._count_tokens, limit)
+        text = render(kept, prompt_format)
         return self._with_room(Prompt(text, self.tokenizer.encode(text), checked), options)
 
     def read_all(

@@ -15,6 +15,7 @@ from modelscope_polylm.terminal.flags import (
     DtypeFlag,
     JsonFlag,
     ModelFlag,
+    ReleaseFlag,
     RevisionFlag,
     takes_generation_options,
 )
@@ -33,6 +34,7 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.")] = None,
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
+    release: ReleaseFlag = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take the text as a user's message.")] = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
@@ -46,7 +48,7 @@ def generate(
     (--num-beams 1 streams).
     """
     given = read_text(text, file)
-    generator = load_model(model, revision, device, dtype, backend)
+    generator = load_model(model, revision, device, dtype, backend, release)
     checked = generator.options(options)
     value = given.rstrip("\n") if chat else given
     prompt = generator.reader.read(value, checked, chat=chat)

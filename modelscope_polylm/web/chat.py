@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.text.prompts import ASSISTANT, USER, Message
+from modelscope_polylm.text.prompts import ASSISTANT, USER, Message, known_format
 from modelscope_polylm.web.answers import Answers, explain
 from modelscope_polylm.web.facts import NATIVE_NAMES, examples, follows_instructions
 from modelscope_polylm.web.options import components, read_values, starting_values
@@ -115,12 +115,12 @@ class Chat:
 
     def _remembered(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The earlier messages that the model is given: none where it has no format for several turns."""
-        return messages if self._generator.snapshot.prompt_format.earlier_turn is not None else []
+        return messages if known_format(self._generator.snapshot.prompt_format).earlier_turn is not None else []
 
     def _own_turn(self, reply: Reply | None) -> str:
         """The answer without turns that the model went on to write; sent back, their markers would be refused."""
         text = reply.texts[0] if reply else ""
-        for marker in self._generator.snapshot.prompt_format.role_markers:
+        for marker in known_format(self._generator.snapshot.prompt_format).role_markers:
             text = text.partition(marker)[0]
         return text
 
