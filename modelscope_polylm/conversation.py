@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.text.prompts import Message, render
+from modelscope_polylm.text.prompts import Message, known_format, render
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Answer
-    from modelscope_polylm.generator import Prompt, TextGenerator
+    from modelscope_polylm.generator import TextGenerator
+    from modelscope_polylm.inputs import Prompt
 
 SHARE_FOR_ANSWER = 4
 """An answer may take this part of the context where nothing else is said; the rest keeps the conversation."""
@@ -49,8 +50,14 @@ class Conversation:
     """
 
     def __init__(self, generator: TextGenerator, settings: Mapping[str, Any] | None = None) -> None:
-        """Start an empty conversation. Raises OptionError for settings that cannot be."""
+        """Start an empty conversation.
+
+        Raises:
+            OptionError: settings that cannot be.
+            InputError: nothing tells how messages are written for the model.
+        """
         self.generator = generator
+        self._format = known_format(generator.snapshot.prompt_format)
         self.settings: dict[str, Any] = {}
         self.messages: list[Message] = []
         self.facts: Facts | None = None
@@ -77,7 +84,7 @@ class Conversation:
     @property
     def knows_turns(self) -> bool:
         """Whether the model's prompt format has several turns; if not, every message is answered on its own."""
-        return self.generator.snapshot.prompt_format.earlier_turn is not None
+        return self._format.earlier_turn is not None
 
     def change(self, settings: Mapping[str, Any]) -> None:
         """Change settings, None takes one back; either all of them or none. Raises OptionError."""
@@ -158,6 +165,6 @@ class Conversation:
         return Facts(tokens, seconds, used, left, reason, self._turns_left_out(prompt))
 
     def _turns_left_out(self, prompt: Prompt) -> int:
-        messages, prompt_format = prompt.messages or [], self.generator.snapshot.prompt_format
+        messages, prompt_format = prompt.messages or [], self._format
         starts = range(0, len(messages), 2)
         return next((start // 2 for start in starts if render(messages[start:], prompt_format) == prompt.text), 0)

@@ -10,12 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.errors import InputError, OptionError, PolyLMError
+from modelscope_polylm.errors import OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions, option_fields
-from modelscope_polylm.generation.requests import check_room
+from modelscope_polylm.inputs import InputReader, Prompt
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
-from modelscope_polylm.text.prompts import Message, PromptFormat, check_messages, fit_messages, render
-from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +88,7 @@ class TextGenerator:
             folder: a complete PolyLM snapshot.
             device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
             dtype: precision of the weights; None is bfloat16 on CUDA and float32 on the CPU.
-            backend: 'native', 'transformers' or 'vllm', which gets a package of a snapshot that is not in today's form.
+            backend: 'native', 'transformers' or 'vllm', for which a snapshot is packaged if needed.
             prompt_format: how messages are written, where the snapshot's own is not meant.
             release: which release's defaults apply, where the folder does not tell.
             backend_options: options of the backend.
@@ -228,117 +226,3 @@ def _check_names(backend_options: Mapping[str, Any]) -> None:
             raise OptionError(f"{name!r} is a generation option: give it to the call, not where the model is loaded.")
         if nearest := difflib.get_close_matches(name, LOAD_OPTIONS, n=1, cutoff=0.85):
             raise OptionError(f"Unknown option {name!r}: did you mean {nearest[0]}?")
-
-
-ROOM_FOR_ANSWER = 128  # tokens kept free for the answer where only max_length says how long both may be together
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt, read and checked.
-
-    Attributes:
-        text: what the model continues.
-        ids: its token ids, at least one.
-        messages: the whole conversation that the text was made of; None where a plain text was given.
-    """
-
-    text: str
-    ids: list[int]
-    messages: list[Message] | None = None
-
-
-@dataclass(frozen=True)
-class InputReader:
-    """Reads inputs for one snapshot.
-
-    Attributes:
-        tokenizer: makes the token ids.
-        prompt_format: how messages become one text.
-        max_positions: tokens that the context holds.
-    """
-
-    tokenizer: PolyLMTokenizer
-    prompt_format: PromptFormat
-    max_positions: int
-
-    def read(
-        self, value: Any, options: GenerationOptions, chat: bool = False, allow_role_markers: bool = False
-    ) -> Prompt:
-        """Read one input and make sure that its answer has room.
-
-        Args:
-            value: a text, `{'text': text}`, `{'messages': [...]}`, or a list of messages with 'role' and 'content'.
-            options: say how many tokens the answer may take.
-            chat: take a plain text as the message of a user.
-            allow_role_markers: let contents hold the markers that begin a turn.
-
-        Raises:
-            InputError: not one of these, empty, badly formed, or without room for the answer in the context.
-            OptionError: the answer asked for would not fit behind any prompt.
-        """
-        limit = self._prompt_limit(options)
-        if is_conversation(value):
-            messages = value["messages"] if isinstance(value, Mapping) else value
-        elif chat:
-            messages = [{"role": "user", "content": plain_text(value)}]
-        else:
-            text = plain_text(value)
-            return self._with_room(Prompt(text, self.tokenizer.encode(text)), options)
-        checked = check_messages(messages, allow_role_markers, self.prompt_format)
-        kept = fit_messages(checked, self.prompt_format, self._count_tokens, limit)
-        text = render(kept, self.prompt_format)
-        return self._with_room(Prompt(text, self.tokenizer.encode(text), checked), options)
-
-    def read_all(
-        self, values: Sequence[Any], options: GenerationOptions, first: int = 0, **parameters: bool
-    ) -> list[Prompt]:
-        """Read several inputs; an error says which one it is about, counting from `first`."""
-        prompts = []
-        for index, value in enumerate(values, start=first):
-            try:
-                prompts.append(self.read(value, options, **parameters))
-            except (InputError, OptionError) as error:
-                raise type(error)(f"Input {index}: {error}") from error
-        return prompts
-
-    def _count_tokens(self, text: str) -> int:
-        return len(self.tokenizer.encode(text))
-
-    def _prompt_limit(self, options: GenerationOptions) -> int:
-        """Most tokens that a conversation's prompt may have."""
-        if options.max_new_tokens is None and options.max_length is not None:
-            whole = min(options.max_length, self.max_positions)
-            return whole - min(ROOM_FOR_ANSWER, whole // 2)
-        wanted = options.new_tokens(0)
-        if wanted >= self.max_positions:
-            raise OptionError(
-                f"max_new_tokens={wanted} leaves no room for a prompt: the context has {self.max_positions} tokens."
-            )
-        return self.max_positions - wanted
-
-    def _with_room(self, prompt: Prompt, options: GenerationOptions) -> Prompt:
-        if not prompt.ids:
-            raise InputError(f"The prompt {prompt.text!r} is empty: there is nothing to continue. Give it some text.")
-        check_room(len(prompt.ids), options, self.max_positions)
-        return prompt
-
-
-def is_conversation(value: Any) -> bool:
-    """Whether an input is one conversation: a dict with 'messages', or a list of dicts that all have a role."""
-    if isinstance(value, Mapping):
-        return "messages" in value
-    return isinstance(value, list) and bool(value) and all(_is_message(item) for item in value)
-
-
-def _is_message(item: Any) -> bool:
-    return isinstance(item, Mapping) and "role" in item
-
-
-def plain_text(value: Any) -> str:
-    """The text of an input that is no conversation: the input itself, or its 'text'. Raises InputError."""
-    if isinstance(value, Mapping) and "text" not in value:
-        raise InputError(f"A row needs 'text' or 'messages', but this one has the keys {sorted(map(str, value))}.")
-    text = value["text"] if isinstance(value, Mapping) else value
-    check_text(text)
-    return str(text)

@@ -166,16 +166,13 @@ def named_release(name: str) -> Release | None:
     return next(matches, None)
 
 
-def find_release(name_or_model_id: str) -> Release | None:
-    """The release that a short name, a hub id or a folder stands for, or None.
+def release_of_folder(folder: str | PurePath) -> Release | None:
+    """The release that a folder is by its name, if it has the one that a hub or its client gave it, or None.
 
-    A folder is recognised by the name that the hub gave it: `.../nlp_polylm_13b_text_generation` as well as the cache
-    folders `damo--nlp_polylm_13b_text_generation/snapshots/v1.0.3` and `models--DAMO-NLP-MT--polylm-13b/snapshots/...`.
+    Known are `.../nlp_polylm_13b_text_generation` as well as the folders of caches, such as
+    `damo--nlp_polylm_13b_text_generation/snapshots/v1.0.3` and `models--DAMO-NLP-MT--polylm-13b/snapshots/...`.
     """
-    given = str(name_or_model_id).strip()
-    if given.lower() in RELEASES:
-        return RELEASES[given.lower()]
-    repository = _repository_name(given)
+    repository = _repository_name(str(folder))
     return next((release for release in RELEASES.values() if repository in release.repository_names), None)
 
 

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modelscope_polylm.errors import OptionError, SnapshotError
+from modelscope_polylm.errors import OptionError, SnapshotError, shortened, shown, suggestion
+from modelscope_polylm.files import GIT_LFS_START, library_errors, open_untrusted, read_json
+from modelscope_polylm.generation.options import GenerationOptions, option_fields
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.weights import WeightFiles
-from modelscope_polylm.releases import RELEASES, Release, find_release
+from modelscope_polylm.releases import RELEASES, Release, release_of_folder
 from modelscope_polylm.text.prompts import FORMATS, PromptFormat
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 logger = logging.getLogger(__name__)
 
-
-Part = TypeVar("Part")
-
 WHAT_A_SNAPSHOT_IS = (
     "A PolyLM snapshot is a folder with config.json, tokenizer.model and pytorch_model*.bin or model*.safetensors. "
     "Download one with `modelscope download --model damo/nlp_polylm_assistant_13b_text_generation --revision v1.0.0`."
 )
+CONFIG, CONFIGURATION, GENERATION_CONFIG = "config.json", "configuration.json", "generation_config.json"
+POINTER_BYTES = 1024
+"""A Git LFS pointer is smaller."""
+# How calls are reported, and what a person chooses for each call: not for a file.
+PER_CALL = ("seed", "output_scores", "output_logprobs", "beam_rules")
+OPTION_NAMES = tuple(field.name for field in option_fields() if field.name not in PER_CALL)
+# Names that say how or with what the file was written, and change no answer of a decoder.
+WITHOUT_EFFECT = (
+    *("_from_model_config", "transformers_version", "bos_token_id", "decoder_start_token_id"),
+    *("use_cache", "cache_implementation", "return_dict_in_generate"),
+    *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+)
+
+Part = TypeVar("Part")
 
 
 @dataclasses.dataclass
@@ -33,8 +45,9 @@ class Snapshot:
 
     Attributes:
         release: the published release that it is, None where that is unknown.
-        prompt_format: how messages become a prompt.
+        prompt_format: how messages become a prompt; None where nothing tells, so that only plain texts can be run.
         generation: default generation options under transformers' names, the end token corrected.
+        release_source: what told the release, such as "configuration.json"; None where nothing did.
     """
 
     folder: Path
@@ -42,8 +55,9 @@ class Snapshot:
     tokenizer: PolyLMTokenizer
     weight_files: WeightFiles
     release: Release | None
-    prompt_format: PromptFormat
+    prompt_format: PromptFormat | None
     generation: dict[str, Any]
+    release_source: str | None = None
 
 
 def open_snapshot(
@@ -66,33 +80,60 @@ def open_snapshot(
     _check_argument("prompt_format", prompt_format, FORMATS)
     _check_folder(folder)
     problems: list[str] = []
-    config = _try(lambda: PolyLMConfig.from_dict(_read_json(folder / "config.json")), problems)
+    config = _try(lambda: _read_config(folder), problems)
     tokenizer = _try(lambda: PolyLMTokenizer.from_pretrained(folder), problems)
     weight_files = WeightFiles(folder)
     if check_weights:
         problems += weight_files.problems(config) if config else weight_files.file_problems()
     problems += _vocabulary_problems(config, tokenizer)
     named = _try(lambda: _read_names(folder), problems) or {}
-    generation_config = _try(lambda: _read_object(folder / "generation_config.json"), problems) or {}
+    own_options = _try(lambda: _read_generation_config(folder), problems) or {}
     if problems or config is None or tokenizer is None:
-        raise SnapshotError("\n".join([f"The snapshot in {folder} cannot be used:", *problems]))
-    found = _find_release(folder, release or named.get("release"))
-    format_name = prompt_format or named.get("prompt_format") or (found.prompt_format if found else "base")
-    generation = default_options(found, generation_config, tokenizer, config)
-    return Snapshot(folder, config, tokenizer, weight_files, found, FORMATS[format_name], generation)
+        raise _unusable(folder, problems)
+    found, release_source = _find_release(folder, release, named.get("release"))
+    format_name = prompt_format or named.get("prompt_format") or (found.prompt_format if found else None)
+    generation = default_options(found, own_options, tokenizer, config)
+    return Snapshot(
+        folder,
+        config,
+        tokenizer,
+        weight_files,
+        release=found,
+        prompt_format=FORMATS[format_name] if format_name else None,
+        generation=generation,
+        release_source=release_source,
+    )
 
 
-def _check_argument(name: str, value: str | None, known: Any) -> None:
+def _check_argument(name: str, value: str | None, known: Collection[str]) -> None:
     if value is not None and (not isinstance(value, str) or value not in known):
-        raise OptionError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}.")
+        raise OptionError(f"{name}={value!r} is unknown: {suggestion(value, known)}")
+
+
+def _unusable(folder: Path, problems: list[str]) -> SnapshotError:
+    return SnapshotError("\n".join([f"The snapshot in {folder} cannot be used:", *problems]))
 
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         found = "is a file, not a folder" if folder.exists() else "does not exist"
         raise SnapshotError(f"{folder} {found}. {WHAT_A_SNAPSHOT_IS}")
-    if not (folder / "config.json").is_file():
-        raise SnapshotError(f"{folder} has no config.json, so it is not a PolyLM snapshot. {WHAT_A_SNAPSHOT_IS}")
+    if not (folder / CONFIG).exists():
+        raise SnapshotError(f"{folder} has no {CONFIG}, so it is not a PolyLM snapshot. {WHAT_A_SNAPSHOT_IS}")
+    if pointers := sorted(shown(path.name) for path in folder.iterdir() if _is_pointer(path)):
+        files = "file is only a Git LFS pointer" if len(pointers) == 1 else "files are only Git LFS pointers"
+        advice = f"run `git lfs pull` in {folder}, or download the snapshot again"
+        raise _unusable(folder, [f"{len(pointers)} {files}: {', '.join(pointers)}. To fetch the files: {advice}."])
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > POINTER_BYTES:
+        return False
+    try:
+        with open_untrusted(path) as file:
+            return file.read(len(GIT_LFS_START)) == GIT_LFS_START
+    except SnapshotError:
+        return False  # its reader says what is wrong
 
 
 def _try(read: Callable[[], Part], problems: list[str]) -> Part | None:
@@ -103,15 +144,14 @@ def _try(read: Callable[[], Part], problems: list[str]) -> Part | None:
         return None
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SnapshotError(f"{file.name} cannot be read ({error}): download the snapshot again.") from error
+def _read_config(folder: Path) -> PolyLMConfig:
+    values = read_json(folder / CONFIG)
+    with library_errors(CONFIG):
+        return PolyLMConfig.from_dict(values)
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    value = _read_json(file) if file.is_file() else {}
+    value = read_json(file) if file.exists() else {}
     if not isinstance(value, dict):
         raise SnapshotError(f"{file.name} holds a {type(value).__name__}, not an object with settings.")
     return value
@@ -119,15 +159,32 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 def _read_names(folder: Path) -> dict[str, str]:
     """The optional keys `release` and `prompt_format` of configuration.json, checked."""
-    configuration = _read_object(folder / "configuration.json")
+    configuration = _read_object(folder / CONFIGURATION)
     names: dict[str, str] = {}
     for key, known in (("release", tuple(RELEASES)), ("prompt_format", tuple(FORMATS))):
         value = configuration.get(key)
         if value is not None and value not in known:
-            raise SnapshotError(f"configuration.json: {key} {value!r} is unknown; known are {', '.join(known)}.")
+            raise SnapshotError(f"{CONFIGURATION}: {key} {value!r:.80} is unknown; known are {', '.join(known)}.")
         if value is not None:
             names[key] = value
     return names
+
+
+def _read_generation_config(folder: Path) -> dict[str, Any]:
+    """The contents of generation_config.json, which may be missing, with every option in its range."""
+    values = _read_object(folder / GENERATION_CONFIG)
+    problems = []
+    for name in OPTION_NAMES:
+        # an end token that is not possible is only not used
+        if values.get(name) is not None and name != "eos_token_id":
+            try:
+                with library_errors(GENERATION_CONFIG):
+                    GenerationOptions.from_layers({name: values[name]}, allow_extra=True)
+            except OptionError as error:
+                problems.append(f"{GENERATION_CONFIG}: {error}")
+    if problems:
+        raise SnapshotError("\n".join(problems))
+    return values
 
 
 def _vocabulary_problems(config: PolyLMConfig | None, tokenizer: PolyLMTokenizer | None) -> list[str]:
@@ -139,26 +196,14 @@ def _vocabulary_problems(config: PolyLMConfig | None, tokenizer: PolyLMTokenizer
     ]
 
 
-def _find_release(folder: Path, name: str | None) -> Release | None:
-    if name is not None:
-        return RELEASES[name]
-    return find_release(str(folder)) or find_release(str(folder.resolve()))
-
-
-# Names of transformers.GenerationConfig that choose what is generated.
-OPTION_NAMES = (
-    *("max_new_tokens", "max_length", "min_new_tokens", "min_length"),
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
-    *("num_beams", "early_stopping", "length_penalty", "num_return_sequences"),
-    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids"),
-    *("eos_token_id", "pad_token_id", "stop_strings"),
-)
-# Names that say how or with what the file was written, and change no answer of a decoder.
-WITHOUT_EFFECT = (
-    *("_from_model_config", "transformers_version", "bos_token_id", "decoder_start_token_id"),
-    *("use_cache", "cache_implementation", "return_dict_in_generate"),
-    *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
-)
+def _find_release(folder: Path, given: str | None, configured: str | None) -> tuple[Release | None, str | None]:
+    """The release, and what tells it."""
+    if given:
+        return RELEASES[given], "what was asked for"
+    if configured:
+        return RELEASES[configured], CONFIGURATION
+    found = release_of_folder(folder) or release_of_folder(folder.resolve())
+    return found, "the folder's name" if found else None
 
 
 def default_options(
@@ -177,10 +222,11 @@ def default_options(
     ends = own.pop("eos_token_id", None)
     is_possible = ends is not None and all(_is_possible_end(end, tokenizer, config) for end in _as_list(ends))
     if ends is not None and not is_possible:
-        logger.warning("generation_config.json: eos_token_id %r is not used; </s> is.", ends)
+        logger.warning("%s: eos_token_id %.80r is not used; </s> is.", GENERATION_CONFIG, ends)
     ignored = [name for name in generation_config if name not in OPTION_NAMES + WITHOUT_EFFECT]
     if ignored:
-        logger.warning("generation_config.json: %s are not used; pass them to the call.", ", ".join(sorted(ignored)))
+        names = ", ".join(shortened(sorted(map(shown, ignored))))
+        logger.warning("%s: %s are not used; pass them to the call.", GENERATION_CONFIG, names)
     return {**options, **own, "eos_token_id": ends if is_possible else tokenizer.eos_token_id}
 
 

@@ -22,4 +22,4 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare tokenizers on little text, for tests of something else."""
     texts = [("natural en", "Beijing is the capital."), ("natural fr", "un café"), ("code", "x = 1\n")]
-    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.proof_strings", lambda: iter(texts))
+    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.corpus_strings", lambda: iter(texts))

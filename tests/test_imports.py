@@ -26,6 +26,7 @@ FLOORS = (
     ("backends",),
     ("packaging",),
     ("hub",),
+    ("inputs",),
     ("generator",),
     ("training",),
     ("conversation", "openai_requests"),

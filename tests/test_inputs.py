@@ -9,7 +9,7 @@ import pytest
 
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generator import InputReader, Prompt
+from modelscope_polylm.inputs import InputReader, Prompt
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 

@@ -1,16 +1,14 @@
+"""Each release is found by its names, and has the settings that were published with it."""
+
 from __future__ import annotations
 
 import pytest
 
-from modelscope_polylm.releases import RELEASES, find_release, named_release
+from modelscope_polylm.releases import RELEASES, named_release, release_of_folder
 from modelscope_polylm.text.prompts import FORMATS
 
 FOUND = [
-    ("tiny", "tiny"),
     ("polylm-tiny", "tiny"),
-    ("1.7b", "1.7b"),
-    ("13B", "13b"),
-    ("assistant-13b", "assistant-13b"),
     ("damo/nlp_polylm_1b7_text_generation", "1.7b"),
     ("damo/nlp_polylm_13b_text_generation", "13b"),
     ("damo/nlp_polylm_multialpaca_13b_text_generation", "multialpaca-13b"),
@@ -30,23 +28,27 @@ FOUND = [
     ("/c/hub/DAMO-NLP-MT/polylm-1___7b", "1.7b"),
     (r"C:\models\damo\nlp_polylm_1b7_text_generation", "1.7b"),
 ]
-NOT_FOUND = ["", "/", ".", "gpt2", "damo/nlp_polylm_7b", "/data/13b", "/data/tiny", "nlp_polylm_13b_text_generation_2"]
+# A short name is what people type: a folder of that name may hold anything.
+NOT_FOUND = ["", "/", ".", "gpt2", "tiny", "13B", "damo/nlp_polylm_7b", "/data/13b", "nlp_polylm_13b_text_generation_2"]
 
 
 @pytest.mark.parametrize(("given", "name"), FOUND)
-def test_found(given: str, name: str) -> None:
-    assert find_release(given) is RELEASES[name]
+def test_folder_with_the_name_of_a_release(given: str, name: str) -> None:
+    assert release_of_folder(given) is RELEASES[name]
 
 
 @pytest.mark.parametrize("given", NOT_FOUND)
-def test_not_found(given: str) -> None:
-    assert find_release(given) is None
+def test_folder_without_the_name_of_a_release(given: str) -> None:
+    assert release_of_folder(given) is None
 
 
 @pytest.mark.parametrize(
     ("name", "release"),
     [
+        ("tiny", "tiny"),
+        ("1.7b", "1.7b"),
         ("13B", "13b"),
+        ("assistant-13b", "assistant-13b"),
         ("damo/nlp_polylm_1b7_text_generation", "1.7b"),
         ("DAMO-NLP-MT/polylm-chat-13b", "assistant-13b"),
         ("DAMO-NLP-MT/polylm-13b-fine-grained-shards", "13b"),
@@ -55,7 +57,7 @@ def test_not_found(given: str) -> None:
         ("", None),
     ],
 )
-def test_named(name: str, release: str | None) -> None:
+def test_names_and_hub_ids(name: str, release: str | None) -> None:
     assert named_release(name) is (RELEASES[release] if release else None)
 
 

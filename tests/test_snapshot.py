@@ -33,8 +33,7 @@ def test_opens_every_layout(tmp_path: Path, layout: str) -> None:
     snapshot = open_snapshot(build_snapshot(tmp_path / "model", layout))
     assert snapshot.folder == tmp_path / "model"
     assert snapshot.config.vocab_size == snapshot.tokenizer.vocab_size == 512
-    assert snapshot.release is None
-    assert snapshot.prompt_format == FORMATS["base"]
+    assert snapshot.release is snapshot.release_source is snapshot.prompt_format is None
     assert snapshot.generation == {"eos_token_id": 2}
 
 
@@ -55,6 +54,7 @@ def test_path_as_text(random_snapshot: Path) -> None:
 def test_release_by_folder(tmp_path: Path, random_snapshot: Path, path: str, name: str) -> None:
     snapshot = open_snapshot(shutil.copytree(random_snapshot, tmp_path / path))
     assert snapshot.release == RELEASES[name]
+    assert snapshot.release_source == "the folder's name"
     assert snapshot.prompt_format == FORMATS[RELEASES[name].prompt_format]
     assert snapshot.generation == dict(RELEASES[name].generation)
 
@@ -69,6 +69,7 @@ def test_release_by_configuration(folder: Path) -> None:
     update_json(folder / "configuration.json", release="multialpaca-13b")
     snapshot = open_snapshot(folder)
     assert snapshot.release == RELEASES["multialpaca-13b"]
+    assert snapshot.release_source == "configuration.json"
     assert snapshot.prompt_format == FORMATS["multialpaca"]
     assert snapshot.generation["top_p"] == 0.8
 
@@ -85,6 +86,7 @@ def test_arguments_win(tmp_path: Path, random_snapshot: Path) -> None:
     update_json(folder / "configuration.json", release="ecomm-13b", prompt_format="ecomm")
     snapshot = open_snapshot(folder, prompt_format="multialpaca", release="assistant-13b")
     assert snapshot.release == RELEASES["assistant-13b"]
+    assert snapshot.release_source == "what was asked for"
     assert snapshot.prompt_format == FORMATS["multialpaca"]
 
 

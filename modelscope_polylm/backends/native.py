@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from modelscope_polylm.backends.base import Backend, DeltaStream, Request
-from modelscope_polylm.backends.placement import check_precision
+from modelscope_polylm.backends.placement import check_memory, check_precision
 from modelscope_polylm.backends.plausibility import check_plausibility
 from modelscope_polylm.generation.engine import MAX_ROWS, Engine, check_native
 from modelscope_polylm.generation.options import GenerationOptions
@@ -27,7 +27,7 @@ class NativeBackend(Backend):
         reuse_prefixes: keep what was computed for a text, so that texts with the same begin need not compute it again.
 
     Raises:
-        DeviceError: the GPU does not compute in bfloat16, or the weights do not fit on the device.
+        DeviceError: the GPU does not compute in bfloat16, or the weights do not fit into the device's memory.
     """
 
     name = "native"
@@ -41,6 +41,7 @@ class NativeBackend(Backend):
         reuse_prefixes: bool = True,
     ):
         check_precision(dtype, device)
+        check_memory(snapshot.config, dtype, device)
         self.config, self.device, self.dtype = snapshot.config, device, dtype
         weights = snapshot.weight_files.load(snapshot.config, device, dtype)
         decoder = Decoder(snapshot.config, weights)

@@ -1,20 +1,24 @@
-"""Where a model runs and in which precision: device names as ModelScope writes them, and each device's default."""
+"""Where a model runs, in which precision, and whether it fits: names of devices, their defaults and their memory."""
 
 from __future__ import annotations
 
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import DeviceError, OptionError
+from modelscope_polylm.network.config import PolyLMConfig
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {
+DTYPES = {
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
     "float32": "float32",
@@ -23,6 +27,23 @@ _DTYPES = {
     "fp16": "float16",
     "half": "float16",
 }
+CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a model can be put into.
+
+    Attributes:
+        name: 'RAM', or a GPU as 'cuda:0 NVIDIA H100'.
+        total, free: bytes.
+        dtype: the default precision of weights and cache there.
+    """
+
+    name: str
+    total: int
+    free: int
+    dtype: str
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
@@ -64,7 +85,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
     if dtype is None or dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    known = _DTYPES.get(str(dtype).removeprefix("torch."))
+    known = DTYPES.get(str(dtype).removeprefix("torch."))
     if known is None:
         raise OptionError(f"torch_dtype={dtype!r} is not supported: use 'bfloat16', 'float32' or 'float16'.")
     if known == "float16":
@@ -91,3 +112,56 @@ def check_precision(dtype: torch.dtype, device: torch.device) -> None:
             f"{card} does not compute in bfloat16: load the model with torch_dtype='float32', which takes twice the "
             "memory, or on another device."
         )
+
+
+def check_memory(config: PolyLMConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise DeviceError for weights larger than the CPU's free memory, where the system would kill the process.
+
+    A GPU without room raises an error of its own.
+    """
+    if device.type != "cpu":
+        return
+    needed, free = config.parameters * dtype.itemsize, _ram().free + _free_swap()
+    if needed > free:
+        raise DeviceError(
+            f"The weights take {needed / 1e9:.1f} GB in {str(dtype)[6:]}, but {free / 1e9:.1f} GB of memory are free: "
+            "load them with torch_dtype='bfloat16', on a GPU, or with backend='transformers', device_map='auto' and "
+            "an offload_folder."
+        )
+
+
+def memories() -> list[Memory]:
+    """RAM, within a container's limit, and every GPU."""
+    return [_ram(), *_gpus()]
+
+
+def _ram() -> Memory:
+    import psutil  # type: ignore[import-untyped]
+
+    memory = psutil.virtual_memory()
+    limit = min([memory.total, *_container_limits()])
+    return Memory("RAM", limit, min(memory.available, limit), "float32")
+
+
+def _free_swap() -> int:
+    """Bytes of swap space; 0 in a container with a limit, which may have none of it."""
+    import psutil
+
+    is_limited = _ram().total < psutil.virtual_memory().total
+    return 0 if is_limited else int(psutil.swap_memory().free)
+
+
+def _container_limits() -> Iterator[int]:
+    for name in CGROUP_FILES:
+        try:
+            yield int(Path(name).read_text())
+        except (OSError, ValueError):  # not Linux, or 'max'
+            continue
+
+
+def _gpus() -> Iterator[Memory]:
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        yield Memory(f"cuda:{index} {torch.cuda.get_device_name(index)}", total, free, "bfloat16")

@@ -15,6 +15,7 @@ from modelscope_polylm.terminal.flags import (
     DtypeFlag,
     JsonFlag,
     ModelFlag,
+    ReleaseFlag,
     RevisionFlag,
     takes_generation_options,
 )
@@ -23,7 +24,8 @@ from modelscope_polylm.terminal.output import json_line, write
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.generator import Prompt, Reply, TextGenerator
+    from modelscope_polylm.generator import GenerationResult, TextGenerator
+    from modelscope_polylm.inputs import Prompt
 
 
 @takes_generation_options
@@ -33,6 +35,7 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Read the text from this file.")] = None,
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
+    release: ReleaseFlag = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take the text as a user's message.")] = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
@@ -46,7 +49,7 @@ def generate(
     (--num-beams 1 streams).
     """
     given = read_text(text, file)
-    generator = load_model(model, revision, device, dtype, backend)
+    generator = load_model(model, revision, device, dtype, backend, release)
     checked = generator.options(options)
     value = given.rstrip("\n") if chat else given
     prompt = generator.reader.read(value, checked, chat=chat)
@@ -96,7 +99,7 @@ def print_answers(generator: TextGenerator, prompt: Prompt, options: GenerationO
     write("\n".join([texts[0][shown:], *texts[1:]]) + "\n")
 
 
-def answer_record(reply: Reply) -> dict[str, Any]:
+def answer_record(reply: GenerationResult) -> dict[str, Any]:
     """The best answer's 'text', number of 'tokens' and 'finish_reason'; of several answers all 'texts' and 'scores'."""
     best = reply.answers[0]
     record = {"text": reply.texts[0], "tokens": len(best.ids), "finish_reason": best.finish_reason}

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelscope_polylm.backends.placement import Memory, memories
 from modelscope_polylm.errors import DownloadError
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.releases import Release, named_release
-from modelscope_polylm.terminal.flags import JsonFlag, ModelFlag, RevisionFlag
-from modelscope_polylm.terminal.models import readable_bytes
+from modelscope_polylm.releases import RELEASES, Release
+from modelscope_polylm.terminal.flags import JsonFlag, ModelFlag, ReleaseFlag, RevisionFlag
+from modelscope_polylm.terminal.models import readable_bytes, release_name
 from modelscope_polylm.terminal.output import printable, write
-from modelscope_polylm.text.prompts import FORMATS
+from modelscope_polylm.text.prompts import FORMATS, PromptFormat
 
 INDENT = "  "
 
 
-def info(*, model: ModelFlag = "tiny", revision: RevisionFlag = None, as_json: JsonFlag = False) -> None:
+def info(
+    *,
+    model: ModelFlag = "tiny",
+    revision: RevisionFlag = None,
+    release: ReleaseFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Show a model's facts and what fits here.
 
     Parameters, memory for weights and cache, what fits on this machine, release, prompt format, default options.
     Nothing is downloaded: of a release that is not on this machine the published sizes are shown.
     """
 
-    facts = model_facts(model, revision, memories())
+    facts = model_facts(model, revision, memories(), release)
     write(json.dumps(facts, ensure_ascii=False, indent=1) + "\n" if as_json else f"{_page(facts)}\n")
 
 
@@ -36,7 +41,7 @@ def _page(facts: dict[str, Any]) -> str:
         "Network": _network(facts),
         "Memory": _memory(facts),
         "This machine": [_fit_text(each) for each in facts["machine"]],
-        f"Prompt format {facts['prompt_format']!r}": _prompt(facts),
+        f"Prompt format {facts['prompt_format'] or 'unknown'}": _prompt(facts),
         "Default options": [f"{name} {value}" for name, value in facts["defaults"].items()],
     }
     lines = [line for title, body in sections.items() for line in (title, *(INDENT + each for each in body))]
@@ -47,9 +52,9 @@ def _release(facts: dict[str, Any]) -> list[str]:
     release, folder = facts["release"], facts["folder"]
     place = f"folder {folder}" if folder else "not on this machine: the first use downloads it"
     if release is None:
-        return ["none of the published ones", place]
+        return ["unknown: neither configuration.json nor the folder's name tells; pass --release", place]
     lines = [f"{name} {release[name]}" for name in ("name", "kind", "model_id", "revision", "hf_id") if release[name]]
-    return [*lines, place]
+    return [*lines, f"recognised by {facts['release_source']}", place]
 
 
 def _network(facts: dict[str, Any]) -> list[str]:
@@ -72,6 +77,8 @@ def _fit_text(memory: dict[str, Any]) -> str:
 
 
 def _prompt(facts: dict[str, Any]) -> list[str]:
+    if facts["prompt"] is None:
+        return ["plain texts only: how messages are written is not known"]
     turns = "knows conversations" if facts["conversations"] else "single questions only"
     return [*facts["prompt"].rstrip("\n").split("\n"), f"({turns})"]
 
@@ -80,9 +87,10 @@ ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 CACHE_TOKENS = 1000
 PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 256_000, 2048
 QUESTION = "Hello"
+NAME = "the name of the model"
 
 
-def model_facts(model: str, revision: str | None, machine: list[Memory]) -> dict[str, Any]:
+def model_facts(model: str, revision: str | None, machine: list[Memory], release: str | None = None) -> dict[str, Any]:
     """All facts; of a release that is not on this machine those that are known without its files.
 
     Raises:
@@ -92,33 +100,37 @@ def model_facts(model: str, revision: str | None, machine: list[Memory]) -> dict
     from modelscope_polylm.hub.resolve import resolve
     from modelscope_polylm.snapshot import open_snapshot
 
-    release = named_release(model)
+    name = release_name(model)
     try:
-        snapshot = open_snapshot(
-            resolve(model, revision, local_files_only=True), release=release.name if release else None
-        )
+        folder = resolve(model, revision, local_files_only=True)
     except DownloadError:
-        if release is None:
+        if name is None:
             raise
-        names = {"folder": None, "prompt_format": release.prompt_format, "defaults": dict(release.generation)}
-        return _facts(_published_config(release), release, names, machine)
+        named = RELEASES[name]
+        names = {"folder": None, "release_source": NAME, "defaults": dict(named.generation)}
+        return _facts(_published_config(named), named, FORMATS[named.prompt_format], names, machine)
+    snapshot = open_snapshot(folder, release=release or name)
     names = {
         "folder": str(Path(snapshot.folder).resolve()),
-        "prompt_format": snapshot.prompt_format.name,
+        "release_source": NAME if name and not release else snapshot.release_source,
         "defaults": snapshot.generation,
     }
-    return _facts(snapshot.config, snapshot.release, names, machine)
+    return _facts(snapshot.config, snapshot.release, snapshot.prompt_format, names, machine)
 
 
 def _facts(
-    config: PolyLMConfig, release: Release | None, names: dict[str, Any], machine: list[Memory]
+    config: PolyLMConfig,
+    release: Release | None,
+    prompt_format: PromptFormat | None,
+    names: dict[str, Any],
+    machine: list[Memory],
 ) -> dict[str, Any]:
-    prompt_format = FORMATS[names["prompt_format"]]
     return {
         "release": _release_facts(release),
         **names,
-        "prompt": prompt_format.last_turn.format(question=QUESTION),
-        "conversations": prompt_format.earlier_turn is not None,
+        "prompt_format": prompt_format.name if prompt_format else None,
+        "prompt": prompt_format.last_turn.format(question=QUESTION) if prompt_format else None,
+        "conversations": prompt_format is not None and prompt_format.earlier_turn is not None,
         "parameters": config.parameters,
         "layers": config.layers,
         "heads": config.heads,
@@ -154,51 +166,3 @@ def _published_config(release: Release) -> PolyLMConfig:
     sizes = {"n_embd": release.hidden_size, "n_layer": release.layers, "n_head": release.heads}
     rest = {"model_type": "gpt2", "vocab_size": PUBLISHED_VOCABULARY, "n_positions": PUBLISHED_POSITIONS}
     return PolyLMConfig.from_dict({**sizes, **rest})
-
-
-CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory that a model can be put into.
-
-    Attributes:
-        name: 'RAM', or a GPU as 'cuda:0 NVIDIA H100'.
-        total, free: bytes.
-        dtype: the default precision of weights and cache there.
-    """
-
-    name: str
-    total: int
-    free: int
-    dtype: str
-
-
-def memories() -> list[Memory]:
-    """RAM, within a container's limit, and every GPU."""
-    return [_ram(), *_gpus()]
-
-
-def _ram() -> Memory:
-    import psutil  # type: ignore[import-untyped]
-
-    memory = psutil.virtual_memory()
-    limit = min([memory.total, *_container_limits()])
-    return Memory("RAM", limit, min(memory.available, limit), "float32")
-
-
-def _container_limits() -> Iterator[int]:
-    for name in CGROUP_FILES:
-        try:
-            yield int(Path(name).read_text())
-        except (OSError, ValueError):  # not Linux, or 'max'
-            continue
-
-
-def _gpus() -> Iterator[Memory]:
-    import torch
-
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        yield Memory(f"cuda:{index} {torch.cuda.get_device_name(index)}", total, free, "bfloat16")

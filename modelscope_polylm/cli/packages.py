@@ -49,7 +49,7 @@ def package(
     with byte_progress("Writing weights") as progress:
         report = package_snapshot(folder, out, dtype, name, max_shard_size, force, strict, progress)
     parts = {"folder": str(report.folder), "files": report.files, "size": report.size, "warnings": report.warnings}
-    facts = {**parts, "strings": report.proof.total, "differences": list(map(str, report.proof.differences))}
+    facts = {**parts, "strings": report.parity.total, "differences": list(map(str, report.parity.differences))}
     write(f"{json.dumps(facts, ensure_ascii=False) if as_json else report}\n")
 
 
@@ -70,8 +70,8 @@ def verify(
         from modelscope_polylm.packaging.verify import render_report, verify_snapshot
 
         report = verify_snapshot(folder, snapshot, device, run)
-    rows = [dataclasses.asdict(row) for row in report.rows]
-    write(f"{json.dumps(rows, ensure_ascii=False) if as_json else render_report(report, console().width)}\n")
+    findings = [dataclasses.asdict(finding) for finding in report.findings]
+    write(f"{json.dumps(findings, ensure_ascii=False) if as_json else render_report(report, console().width)}\n")
     raise typer.Exit(report.exit_code)
 
 

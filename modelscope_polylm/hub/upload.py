@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import OptionError, PolyLMError, SnapshotError
-from modelscope_polylm.packaging.files import CHECKSUMS
+from modelscope_polylm.packaging.files import CHECKSUMS, read_checksums
 from modelscope_polylm.packaging.verify import check_hashes
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -90,11 +90,10 @@ def _check_options(model_id: str, tag: str | None, visibility: str) -> None:
 def _checked_files(folder: Path) -> list[str]:
     if not (folder / CHECKSUMS).is_file():
         raise SnapshotError(f"{folder} has no {CHECKSUMS}, so it is no package: write one with `polylm package`.")
-    faults = [row.meaning for row in check_hashes(folder, "") if row.status == "fault"]
+    faults = [finding.meaning for finding in check_hashes(folder, "") if finding.status == "fault"]
     if faults:
         raise SnapshotError(f"{folder} is not uploaded: {' '.join(faults)} Package the snapshot again.")
-    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    return [CHECKSUMS, *(line.split(maxsplit=1)[1] for line in lines if line.strip())]
+    return [CHECKSUMS, *read_checksums(folder)]
 
 
 def _token() -> str:

@@ -1,12 +1,12 @@
-"""README.md of a hub package: front matter that hubs read, and a page for people."""
+"""The README.md of a hub package: front matter for hubs, and a page for people."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelscope_polylm.packaging.tokenizer.corpus import LANGUAGES
-from modelscope_polylm.packaging.tokenizer.parity import proof_summary
 from modelscope_polylm.snapshot import Snapshot
+from modelscope_polylm.text.languages import LANGUAGES
+from modelscope_polylm.text.prompts import known_format
 
 if TYPE_CHECKING:
     from modelscope_polylm.packaging.package import PackageReport
@@ -20,8 +20,8 @@ def model_card(snapshot: Snapshot, report: PackageReport, dtype: str) -> str:
 
     Args:
         snapshot: the opened source.
-        report: what was written and proved so far.
-        dtype: torch's name of the type of the packaged weights.
+        report: of the run, so far.
+        dtype: torch's name of the packaged weights' type.
     """
     return "\n".join(
         [
@@ -62,7 +62,7 @@ def _title(snapshot: Snapshot) -> str:
 def _summary(snapshot: Snapshot, dtype: str) -> str:
     config, release = snapshot.config, snapshot.release
     origin = f"the release `{release.model_id}`" if release else "a PolyLM snapshot"
-    return f"""A language model for 18 languages ([paper]({PAPER})), packaged from {origin} for engines of today.
+    return f"""A language model for 18 languages ([paper]({PAPER})), packaged from {origin} for current engines.
 
 | | |
 |---|---|
@@ -71,15 +71,15 @@ def _summary(snapshot: Snapshot, dtype: str) -> str:
 | context | {config.max_positions} tokens |
 | vocabulary | {config.vocab_size:,} pieces |
 
-What the package changes: the weights are safetensors, without causal masks and without a second copy of the embedding;
-the end token is `</s>` ({snapshot.tokenizer.eos_token_id}) everywhere; there is a tokenizer.json with the ids of
-SentencePiece, and a chat template.
+The package changes this: the weights are safetensors, without causal masks and without a second copy of the embedding;
+the end token is `</s>` ({snapshot.tokenizer.eos_token_id}) everywhere; a tokenizer.json gives SentencePiece's ids; and
+there is a chat template.
 """
 
 
 def _usage(snapshot: Snapshot) -> str:
     beams = snapshot.generation.get("num_beams", 1)
-    search = f" They search with {beams} beams." if beams > 1 else ""
+    search = f" They use beam search with {beams} beams." if beams > 1 else ""
     return f"""## Use
 
 `MODEL` is the id of this repository or a folder with its files.
@@ -108,38 +108,38 @@ output = model.generate(**inputs, max_new_tokens=128)
 print(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-Use bfloat16 or float32: in float16 activations of PolyLM overflow.
-The settings of the published examples are in `generation_config.json`.{search}
+Use bfloat16 or float32: in float16 PolyLM's activations overflow.
+`generation_config.json` has the settings of the published examples.{search}
 """
 
 
 def _prompt(snapshot: Snapshot) -> str:
-    text = snapshot.prompt_format.last_turn.replace("{question}", "QUESTION")
+    text = known_format(snapshot.prompt_format).last_turn.replace("{question}", "QUESTION")
     return f"""## Prompt
 
-There are no chat tokens; a question is written as ordinary text, where ⏎ is a line break:
+There are no chat tokens. A question is ordinary text, where ⏎ is a line break:
 
     {text.replace(chr(10), "⏎")}
 
-The model was trained without a system role.
+PolyLM was not trained with a system role.
 """
 
 
 def _tokenizer(report: PackageReport) -> str:
-    faults = [f"- {difference}\n" for difference in report.proof.faults()[:10]]
+    faults = [f"- {difference}\n" for difference in report.parity.faults[:10]]
     return f"""## Tokenizer
 
-{proof_summary(report.proof)}
+{report.parity}
 The strings are text in the 18 languages, code, whitespace, emoji, combining marks, rare characters, texts that look
 like control tokens, and random Unicode.
 {"".join(faults)}
 No token is added to a text. Text that spells `</s>` stays text, because `tokenizer_config.json` sets
-`split_special_tokens`, which transformers follows from version 4.43; with
+`split_special_tokens`, which transformers obeys from version 4.43 on; with
 `AutoTokenizer.from_pretrained(MODEL, split_special_tokens=False)` it becomes the end token. The `tokenizers` library
-alone reads it as the end token, unless `tokenizer.encode_special_tokens = True` is set.
+alone reads it as the end token unless you set `tokenizer.encode_special_tokens = True`.
 
-Bytes that are no valid UTF-8, as at the end of an answer that was cut off, are decoded to replacement characters,
-though not always to as many as SentencePiece writes.
+Bytes that are not valid UTF-8, as at the end of an answer that was cut off, are decoded to replacement characters,
+sometimes to another number of them than with SentencePiece.
 """
 
 

@@ -1,4 +1,4 @@
-"""Packages a snapshot of 2023 as a hub repository that today's engines read right."""
+"""Packages a snapshot from 2023 as a hub repository that current engines read correctly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import DownloadError, OptionError
-from modelscope_polylm.packaging.files import CHECKSUMS, has_prompt_format, small_files
+from modelscope_polylm.packaging.files import CHECKSUMS, bundled_text, small_files
 from modelscope_polylm.packaging.model_card import model_card
 from modelscope_polylm.packaging.safetensors_writer import (
     INDEX,
@@ -25,20 +25,19 @@ from modelscope_polylm.packaging.safetensors_writer import (
     plan_shards,
     write_shard,
 )
-from modelscope_polylm.packaging.staging import UnfinishedPackage, check_place
+from modelscope_polylm.packaging.staging import StagingFolder, check_output_folder
 from modelscope_polylm.packaging.tokenizer.convert import write_tokenizer
-from modelscope_polylm.packaging.tokenizer.corpus import read_data
-from modelscope_polylm.packaging.tokenizer.parity import Proof, proof_summary
+from modelscope_polylm.packaging.tokenizer.parity import ParityReport
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.tokenizer import FILE_NAME as TOKENIZER_MODEL
 
 logger = logging.getLogger(__name__)
 
-
-# Room for everything but the weights.
 SMALL_FILES_BYTES = 100 << 20
+"""Disk space for everything except the weights; most of it is left over."""
 Progress = Callable[[int, int], None]
+"""Takes the bytes that are done and their total."""
 
 
 def package_snapshot(
@@ -53,44 +52,72 @@ def package_snapshot(
 ) -> PackageReport:
     """Write a folder that is a well-formed ModelScope model repository.
 
-    Weights are read and written a few rows at a time. Everything goes to `OUT.partial`, which becomes `out` at the end;
-    a run that was interrupted is continued by the next one with the same arguments. Code beside the source is neither
+    Weights are read and written a few rows at a time. Everything goes to `OUT.partial`, which is renamed to `out` at
+    the end; the next run with the same arguments continues one that was interrupted. Code next to the source is neither
     run nor copied.
 
     Args:
         source: a folder with a PolyLM snapshot in any of its layouts.
         out: the folder to write.
-        dtype: 'bfloat16', 'float32' or 'float16'; that of the source if None.
+        dtype: 'bfloat16', 'float32' or 'float16'; the source's if None.
         release: a name in `releases.RELEASES`; what the source says if None.
         max_shard_size: most bytes of one weight file, such as '5GB'.
         force: replace a model that is in `out`.
-        strict: fail too where tokenizer.json differs from SentencePiece on text that is not natural language.
+        strict: also fail if tokenizer.json differs from SentencePiece on text that is not natural language.
         progress: called with the bytes of weights that are written and their total.
 
     Raises:
-        SnapshotError: the source is incomplete or corrupt, or its tokenizer cannot be converted exactly.
+        SnapshotError: the source is incomplete or damaged, its weights are not finite in the dtype, or its tokenizer
+            cannot be converted exactly.
         OptionError: an unknown release, dtype or size; `out` holds something, overlaps with the source, or is being
             written by another run.
         DownloadError: the disk is full or failing.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    largest = parse_size(max_shard_size)
+    max_bytes = parse_size(max_shard_size)
     if dtype is not None and dtype not in ITEM_SIZES:
         raise OptionError(f"dtype={dtype!r} is unknown: choose one of {', '.join(ITEM_SIZES)}.")
     snapshot = open_snapshot(source, release=release)
-    if snapshot.release is None and not has_prompt_format(source):
+    if snapshot.prompt_format is None:
         raise OptionError(f"{source} does not tell which release it is: pass release={' | '.join(RELEASES)}.")
-    check_place(source, out, force)
+    check_output_folder(source, out, force)
     weights = WeightSource(snapshot.weight_files, snapshot.config)
     chosen = dtype or _stored_dtype(weights)
     try:
-        with contextlib.closing(_Packaging(snapshot, weights, out, chosen, largest, strict, progress)) as packaging:
-            check_place(source, out, force)  # once more: another run may have ended in the meantime
+        with contextlib.closing(_Packaging(snapshot, weights, out, chosen, max_bytes, strict, progress)) as packaging:
+            check_output_folder(source, out, force)  # again: another run may have ended in the meantime
             return packaging.run()
     except DownloadError:
         raise
     except OSError as error:
         raise _explained(error, out) from error
+
+
+@dataclass
+class PackageReport:
+    """The outcome of `package_snapshot`.
+
+    Attributes:
+        folder: the package.
+        files: sha256 of its files, by name.
+        size: bytes of all files.
+        parity: the comparison of tokenizer.json with SentencePiece.
+        warnings: what the owner of the package should know, a line each.
+        resumed: files that an earlier, interrupted run had finished.
+    """
+
+    folder: Path
+    parity: ParityReport
+    files: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    warnings: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {len(self.files)} files, {self.size / 1e9:.2f} GB, sha256 verified."]
+        if self.resumed:
+            lines.append(f"Kept from an interrupted run: {', '.join(self.resumed)}.")
+        return "\n".join([*lines, str(self.parity), *(f"Warning: {warning}" for warning in self.warnings)])
 
 
 class _Packaging:
@@ -102,36 +129,37 @@ class _Packaging:
         weights: WeightSource,
         out: Path,
         dtype: str,
-        largest: int,
+        max_bytes: int,
         strict: bool,
         progress: Progress | None,
     ) -> None:
         self.snapshot, self.weights, self.dtype, self.strict = snapshot, weights, dtype, strict
         self.progress = progress or (lambda done, total: None)
-        self.shards = plan_shards(weights.shapes.items(), dtype, largest)
+        self.shards = plan_shards(weights.shapes.items(), dtype, max_bytes)
         self.total, self.done = sum(shard.size for shard in self.shards), 0
-        self.package = UnfinishedPackage(out, _settings(snapshot, dtype, largest))
-        self.resumed = [shard.name for shard in self.shards if shard.name in self.package.finished]
+        self.staging = StagingFolder(out, _settings(snapshot, dtype, max_bytes))
+        self.resumed = [shard.name for shard in self.shards if shard.name in self.staging.finished]
 
     def run(self) -> PackageReport:
         """Write, check and publish the package."""
         self.check_space()
-        # The tokenizer first: where it cannot be converted, nothing large has been written.
-        proof = write_tokenizer(self.snapshot.tokenizer, self.package, self.strict)
-        report = PackageReport(self.package.out, proof, warnings=self.warnings(), resumed=self.resumed)
+        # The tokenizer first: if it cannot be converted, nothing large has been written.
+        parity = write_tokenizer(self.snapshot.tokenizer, self.staging, self.strict)
+        self.weights.check_records()
+        report = PackageReport(self.staging.out, parity, warnings=self.warnings(), resumed=self.resumed)
         self.write_weights()
         self.write_small_files(report)
-        report.files = dict(self.package.finished)
-        report.size = sum((self.package.folder / name).stat().st_size for name in report.files)
-        self.package.publish()
+        report.files = dict(self.staging.finished)
+        report.size = sum((self.staging.folder / name).stat().st_size for name in report.files)
+        self.staging.publish()
         return report
 
     def close(self) -> None:
         """Let other runs write there."""
-        self.package.close()
+        self.staging.close()
 
     def warnings(self) -> list[str]:
-        """What the owner should know; also logged."""
+        """Log and return what the owner of the package should know, a line each."""
         lines = []
         if self.dtype == "float16":
             lines.append("float16: activations of PolyLM overflow in it and answers can be wrong; prefer bfloat16.")
@@ -147,22 +175,25 @@ class _Packaging:
         return lines
 
     def check_space(self) -> None:
-        """Raise DownloadError where the disk has no room for what is still to be written."""
-        missing = sum(shard.size for shard in self.shards if shard.name not in self.package.finished)
-        free = shutil.disk_usage(self.package.folder).free
+        """Raise DownloadError if the disk has no room for what is still to be written."""
+        missing = sum(shard.size for shard in self.shards if shard.name not in self.staging.finished)
+        free = shutil.disk_usage(self.staging.folder).free
         if missing + SMALL_FILES_BYTES > free:
-            needed = f"{missing / 1e9:.2f} GB more, but {free / 1e9:.2f} GB are free"
-            raise DownloadError(f"{self.package.out} needs {needed}: free space or name a folder on a larger disk.")
+            parts = f"{missing / 1e9:.3f} GB for weights and {SMALL_FILES_BYTES / 1e9:.3f} GB for other files"
+            raise DownloadError(
+                f"{self.staging.out} needs {(missing + SMALL_FILES_BYTES) / 1e9:.3f} GB more ({parts}), but only "
+                f"{free / 1e9:.3f} GB are free: free space or name a folder on a larger disk."
+            )
 
     def write_weights(self) -> None:
         """Write the shards that are missing; each is read again while the next one is written."""
         checks: list[Future[None]] = []
         with ThreadPoolExecutor(1) as checker:
             for shard in self.shards:
-                if shard.name in self.package.finished:
+                if shard.name in self.staging.finished:
                     self.advance(shard.size)
                     continue
-                sha256 = write_shard(shard, self.weights, self.package.folder, self.advance)
+                sha256 = write_shard(shard, self.weights, self.staging.folder, self.advance)
                 if checks:
                     checks[-1].result()
                 checks.append(checker.submit(self.finish, shard, sha256))
@@ -170,35 +201,38 @@ class _Packaging:
                 check.result()
 
     def finish(self, shard: Shard, sha256: str) -> None:
-        """Note a written shard, once it reads as it was written."""
-        self.package.finish(shard.name, sha256)
-        self.package.check(shard.name)
+        """Record a written shard, and read it again."""
+        self.staging.finish(shard.name, sha256)
+        self.staging.check(shard.name)
 
     def write_small_files(self, report: PackageReport) -> None:
-        """Write everything that people and engines read first."""
+        """Write everything except the weights and tokenizer.json."""
         from modelscope_polylm import __version__
 
         if len(self.shards) > 1:
-            self.package.write(INDEX, index_json(self.shards))
-        self.package.copy(self.snapshot.folder / TOKENIZER_MODEL, TOKENIZER_MODEL)
+            self.staging.write(INDEX, index_json(self.shards))
+        self.staging.copy(self.snapshot.folder / TOKENIZER_MODEL, TOKENIZER_MODEL)
         for name, text in small_files(self.snapshot, self.dtype, __version__).items():
-            self.package.write(name, text)
-        self.package.write("LICENSE", read_data("apache-2.0.txt"))
-        self.package.write("README.md", model_card(self.snapshot, report, self.dtype))
-        sums = sorted((name, sha256) for name, sha256 in self.package.finished.items() if name != CHECKSUMS)
-        self.package.write(CHECKSUMS, "".join(f"{sha256}  {name}\n" for name, sha256 in sums))
+            self.staging.write(name, text)
+        self.staging.write("LICENSE", bundled_text("apache-2.0.txt"))
+        self.staging.write("README.md", model_card(self.snapshot, report, self.dtype))
+        sums = sorted((name, sha256) for name, sha256 in self.staging.finished.items() if name != CHECKSUMS)
+        self.staging.write(CHECKSUMS, "".join(f"{sha256}  {name}\n" for name, sha256 in sums))
 
     def advance(self, size: int) -> None:
-        """Tell how much is written."""
+        """Report that more bytes are written."""
         self.done = min(self.total, self.done + size)
         self.progress(self.done, self.total)
 
 
-def _settings(snapshot: Snapshot, dtype: str, largest: int) -> dict[str, Any]:
-    """What the weight files depend on: a run may continue another only where all of it is the same."""
+def _settings(snapshot: Snapshot, dtype: str, max_bytes: int) -> dict[str, Any]:
+    """What the weight files depend on: a run continues another one only if all of it is the same."""
+    from modelscope_polylm import __version__
+
     sources = [file.path for file in snapshot.weight_files.files]
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sources}
-    return {"source": str(snapshot.folder.resolve()), "weights": stats, "dtype": dtype, "max_shard_size": largest}
+    source = {"source": str(snapshot.folder.resolve()), "weights": stats}
+    return {**source, "dtype": dtype, "max_shard_size": max_bytes, "version": __version__}
 
 
 def _stored_dtype(weights: WeightSource) -> str:
@@ -212,31 +246,3 @@ def _explained(error: OSError, out: Path) -> DownloadError:
         advice = "free space and run the same command again; it continues where it stopped"
         return DownloadError(f"The disk is full while {out} is written ({error}): {advice}.")
     return DownloadError(f"{out} cannot be written: {error}.")
-
-
-@dataclass
-class PackageReport:
-    """The outcome of `package_snapshot`.
-
-    Attributes:
-        folder: the package.
-        files: sha256 of its files, by name.
-        size: bytes of all files.
-        proof: the comparison of tokenizer.json with SentencePiece.
-        warnings: what the owner of the package should know, a line each.
-        resumed: files that an earlier, interrupted run had finished.
-    """
-
-    folder: Path
-    proof: Proof
-    files: dict[str, str] = field(default_factory=dict)
-    size: int = 0
-    warnings: list[str] = field(default_factory=list)
-    resumed: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"{self.folder}: {len(self.files)} files, {self.size / 1e9:.2f} GB, sha256 verified."]
-        if self.resumed:
-            lines.append(f"Taken over from an interrupted run: {', '.join(self.resumed)}.")
-        lines.append(proof_summary(self.proof))
-        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])

@@ -1,18 +1,17 @@
-"""Weights -> safetensors shards: which tensor goes where, read row by row, written with their hashes."""
+"""Weights -> safetensors shards: which tensor goes where, read a few rows at a time, written and hashed in one pass."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import OptionError, SnapshotError
 from modelscope_polylm.network.config import PolyLMConfig
@@ -22,79 +21,13 @@ if TYPE_CHECKING:
 
     from modelscope_polylm.network.weights import WeightFiles
 
-
-PIECE_BYTES = 1 << 20  # a file was copied in pieces of 32 MiB in 6.9 s, in these in 2.8 s (Linux 6.18, ext4)
-
-
-def write_shard(shard: Shard, source: WeightSource, folder: Path, progress: Callable[[int], None]) -> str:
-    """Write a file, flush it to the disk and return its sha256.
-
-    Args:
-        shard: what the file holds.
-        source: where the tensors come from.
-        folder: where the file goes.
-        progress: called with the number of bytes of each part that was written.
-
-    Raises:
-        SnapshotError: a tensor holds numbers that the file's type cannot.
-        OSError: the disk is full, or the like.
-    """
-    digest, hashed = hashlib.sha256(), Future[None]()
-    hashed.set_result(None)
-    with ThreadPoolExecutor(1) as hasher, (folder / shard.name).open("wb") as file:
-        for part in _parts(shard, source):
-            hashed.result()
-            hashed = hasher.submit(digest.update, part)
-            for start in range(0, len(part), PIECE_BYTES):
-                file.write(part[start : start + PIECE_BYTES])
-            progress(len(part))
-        hashed.result()
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path, from_disk: bool = False) -> str:
-    """sha256 of a file's contents; `from_disk`: not of what the system still holds of it in memory."""
-    digest, piece = hashlib.sha256(), mmap.mmap(-1, PIECE_BYTES)  # begins at a page, as direct reading wants it
-    with open(path, "rb", buffering=0, opener=_open_direct if from_disk else None) as file:
-        while True:
-            count = file.readinto(piece)
-            digest.update(memoryview(piece)[:count])
-            if count < PIECE_BYTES:  # a direct read behind the end is an error on some file systems
-                return digest.hexdigest()
-
-
-def _open_direct(path: str, flags: int) -> int:
-    try:
-        return os.open(path, flags | os.O_DIRECT)
-    except (AttributeError, OSError):  # not Linux, or a file system in memory
-        return os.open(path, flags)
-
-
-def _parts(shard: Shard, source: WeightSource) -> Iterator[Any]:
-    yield shard.header
-    for name, tensor in source.tensors(shard.shapes):
-        for rows in row_chunks(tensor):
-            yield _stored(name, rows, shard.dtype)
-
-
-def _stored(name: str, rows: Any, dtype: str) -> Any:
-    """The bytes of a few rows, in the file's type and order."""
-    # rows: [some rows, ...] -> [bytes]
-    import torch
-
-    stored = rows.to(getattr(torch, dtype)).contiguous()
-    if stored.dtype != rows.dtype and not stored.isfinite().all():
-        raise SnapshotError(f"Tensor {name} holds numbers that {dtype} cannot hold: package it with another dtype.")
-    return memoryview(stored.view(-1).view(torch.uint8).numpy())
-
-
 PREFIX = "transformer."
 INDEX = "model.safetensors.index.json"
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SAFETENSORS_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+CHUNK_BYTES = 4 << 20
+WRITE_BYTES = 1 << 20  # copying a file took 6.9 s in writes of 32 MiB and 2.8 s in these (Linux 6.18, ext4)
 
 
 @dataclass(frozen=True)
@@ -136,18 +69,103 @@ class Shard:
         return len(text).to_bytes(8, "little") + text
 
 
-def plan_shards(shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: str, largest: int) -> list[Shard]:
-    """Fill one file after the other, each with at most `largest` bytes unless a single tensor is larger."""
+class WeightSource:
+    """Checked weight files, read as GPT-2 checkpoints hold them: projections are Conv1D's [in, out].
+
+    Attributes:
+        shapes: tensor names, without the prefix of transformers, to shapes, in the order of the files.
+        dtypes: torch's names of the types in which tensors are stored.
+    """
+
+    def __init__(self, files: WeightFiles, config: PolyLMConfig) -> None:
+        """Read the headers. Raises SnapshotError with every problem of the files."""
+        from modelscope_polylm.network.weights import PROJECTION, declared_shapes
+
+        if problems := files.problems(config):
+            raise SnapshotError("\n".join([f"The weights in {files.folder} cannot be used:", *problems]))
+        declared = declared_shapes(config)
+        headers = {name: header for name, header in files.headers() if name in declared}
+        is_conv1d = files.is_conv1d(config)
+        self._files = files
+        self._transposed = {name for name in headers if not is_conv1d and PROJECTION.fullmatch(name)}
+        self.shapes = {
+            name: header.shape[::-1] if name in self._transposed else header.shape for name, header in headers.items()
+        }
+        self.dtypes = {header.dtype for header in headers.values()}
+
+    def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and tensors, mapped from the files, in the order of `shapes`."""
+        for name, source in self._files.tensors(names):
+            yield name, source.tensor.t() if name in self._transposed else source.tensor
+
+    def check_records(self) -> None:
+        """Compare the checksums in the weight files with their contents, which reads .bin files whole.
+
+        Packaging and `polylm verify` do this. Loading does not: it would read 28 GB a second time to find what a
+        download has already excluded by its own sha256.
+
+        Raises:
+            SnapshotError: names the first damaged record of each file.
+        """
+        if lines := [line for file in self._files.files if (line := record_problem(file.path))]:
+            raise SnapshotError("\n".join([f"The weights in {self._files.folder} cannot be used:", *lines]))
+
+    def head_differs(self) -> bool:
+        """Whether the files hold an `lm_head.weight` that is not the embedding, which is the output layer."""
+        from modelscope_polylm.network.weights import HEAD
+
+        head = next(iter(self.tensors({HEAD})), None)
+        if head is None:
+            return False
+        (_, head_weight), (_, embedding) = head, next(self.tensors({"wte.weight"}))
+        if head_weight.shape != embedding.shape:
+            return True
+        pairs = zip(row_chunks(head_weight), row_chunks(embedding), strict=True)
+        return not all(one.equal(other.to(one.dtype)) for one, other in pairs)
+
+
+def plan_shards(shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: str, max_bytes: int) -> list[Shard]:
+    """Fill one file after the other, each with at most `max_bytes` unless a single tensor is larger."""
     groups: list[dict[str, tuple[int, ...]]] = [{}]
-    room = largest
+    room = max_bytes
     for name, shape in shapes:
         size = math.prod(shape) * ITEM_SIZES[dtype]
         if size > room and groups[-1]:
             groups.append({})
-            room = largest
+            room = max_bytes
         groups[-1][name] = shape
         room -= size
     return [Shard(_shard_name(number, len(groups)), group, dtype) for number, group in enumerate(groups, 1)]
+
+
+def write_shard(shard: Shard, source: WeightSource, folder: Path, progress: Callable[[int], None]) -> str:
+    """Write a file, flush it to the disk and return its sha256.
+
+    Args:
+        shard: what the file holds.
+        source: where the tensors come from.
+        folder: where the file goes.
+        progress: called with the number of bytes of each part that was written.
+
+    Raises:
+        SnapshotError: a tensor holds NaN or infinity, or numbers beyond the range of the file's type.
+        OSError: the disk is full, or the like.
+    """
+    digest, hashed = hashlib.sha256(), Future[None]()
+    hashed.set_result(None)
+    with ThreadPoolExecutor(1) as hasher, (folder / shard.name).open("wb") as file:
+        for part in _parts(shard, source):
+            hashed.result()
+            hashed = hasher.submit(digest.update, part)
+            for start in range(0, len(part), WRITE_BYTES):
+                file.write(part[start : start + WRITE_BYTES])
+            progress(len(part))
+        hashed.result()
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # drop what memory holds of it, so that the check reads the disk
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return digest.hexdigest()
 
 
 def index_json(shards: Sequence[Shard]) -> str:
@@ -169,67 +187,43 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def _shard_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+def record_problem(path: Path) -> str | None:
+    """The line that says which record of a weight file has another checksum than the file notes; None if all agree."""
+    from modelscope_polylm.network.weight_formats import damaged_record
 
-
-CHUNK_BYTES = 4 << 20
-
-
-class WeightSource:
-    """Checked weight files, read as GPT-2 checkpoints hold them: projections are Conv1D's [in, out].
-
-    Attributes:
-        shapes: tensor names without prefix to shapes, in the order of the files.
-        dtypes: torch's names of the types in which tensors are stored.
-    """
-
-    def __init__(self, files: WeightFiles, config: PolyLMConfig) -> None:
-        """Raises SnapshotError with every problem of the files."""
-        from modelscope_polylm.network.weights import PREFIX, PROJECTION, declared_shapes
-
-        if problems := files.problems(config):
-            raise SnapshotError("\n".join([f"The weights in {files.folder} cannot be used:", *problems]))
-        self._files, self._prefix, declared = files.files, PREFIX, declared_shapes(config)
-        headers = {
-            name: header
-            for file in self._files
-            for stored, header in file.headers.items()
-            if (name := stored.removeprefix(PREFIX)) in declared
-        }
-        is_linear = headers["h.0.attn.c_attn.weight"].shape == declared["h.0.attn.c_attn.weight"]
-        self._turned = {name for name in headers if is_linear and PROJECTION.fullmatch(name)}
-        self.shapes = {
-            name: header.shape[::-1] if name in self._turned else header.shape for name, header in headers.items()
-        }
-        self.dtypes = {header.dtype for header in headers.values()}
-
-    def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and tensors, mapped from the files where possible, in the order of `shapes`."""
-        for file in self._files:
-            wanted = {stored for stored in file.headers if stored.removeprefix(self._prefix) in names}
-            for stored, tensor in file.tensors(wanted) if wanted else ():
-                name = stored.removeprefix(self._prefix)
-                yield name, tensor.t() if name in self._turned else tensor
-
-    def head_differs(self) -> bool:
-        """Whether the files hold an `lm_head.weight` that is not the embedding, which is the output layer."""
-        from modelscope_polylm.network.weights import HEAD
-
-        heads = [file for file in self._files if HEAD in file.headers]
-        if not heads:
-            return False
-        (_, head), (_, embedding) = next(heads[0].tensors({HEAD})), next(self.tensors({"wte.weight"}))
-        if head.shape != embedding.shape:
-            return True
-        pairs = zip(row_chunks(head), row_chunks(embedding), strict=True)
-        return not all(one.equal(other.to(one.dtype)) for one, other in pairs)
+    record = damaged_record(path)
+    return record and f"{path.name} is damaged, download it again: its record {record} has another checksum than noted"
 
 
 def row_chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Whole rows of a tensor, as many as make about 4 MiB."""
+    """Whole rows of a tensor, as many at a time as fit into 4 MiB."""
     # tensor: [rows, ...] -> [some rows, ...]
-    row = math.prod(tensor.shape[1:]) * tensor.element_size()
-    rows = max(1, CHUNK_BYTES // row)
-    for start in range(0, len(tensor), rows):
-        yield tensor[start : start + rows]
+    row_bytes = math.prod(tensor.shape[1:]) * tensor.element_size()
+    yield from tensor.split(max(1, CHUNK_BYTES // row_bytes))
+
+
+def _parts(shard: Shard, source: WeightSource) -> Iterator[bytes | memoryview]:
+    yield shard.header
+    for name, tensor in source.tensors(shard.shapes):
+        for rows in row_chunks(tensor):
+            yield _stored(name, rows, shard.dtype)
+
+
+def _stored(name: str, rows: Tensor, dtype: str) -> memoryview:
+    """The bytes of a few rows, in the file's type and order."""
+    # rows: [some rows, ...] -> [bytes]
+    import torch
+
+    from modelscope_polylm.network.weights import not_finite
+
+    stored = rows.to(getattr(torch, dtype)).contiguous()
+    if not_finite({name: stored}):
+        reason = "numbers beyond its range. Package it as bfloat16 or float32."
+        if not_finite({name: rows}):
+            reason = "NaN or infinity, so the source is damaged or its training diverged."
+        raise SnapshotError(f"Tensor {name} cannot be written as {dtype}: it holds {reason}")
+    return stored.view(-1).view(torch.uint8).numpy().data
+
+
+def _shard_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generator import GenerationResult, Prompt, TextDelta, TextGenerator
+from modelscope_polylm.generator import GenerationResult, TextDelta, TextGenerator
+from modelscope_polylm.inputs import Prompt
 
 
 def text_output(

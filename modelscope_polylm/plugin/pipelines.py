@@ -14,8 +14,8 @@ from modelscope.pipelines.builder import PIPELINES
 from modelscope_polylm.backends.placement import choose_device
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generator import GenerationResult, Prompt
-from modelscope_polylm.inputs import as_list, is_many
+from modelscope_polylm.generator import GenerationResult
+from modelscope_polylm.inputs import Prompt, as_list, is_many
 from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
 from modelscope_polylm.plugin.outputs import Output, chat_output, stream_outputs, text_output
 from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor

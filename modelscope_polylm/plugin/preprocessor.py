@@ -10,7 +10,7 @@ from modelscope.utils.constant import ModeKeys
 
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generator import InputReader
+from modelscope_polylm.inputs import InputReader
 from modelscope_polylm.plugin.registration import PREPROCESSOR_TYPE
 
 if TYPE_CHECKING:

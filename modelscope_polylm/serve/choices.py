@@ -10,7 +10,7 @@ from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Completion
-    from modelscope_polylm.generator import Prompt
+    from modelscope_polylm.inputs import Prompt
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 

@@ -75,7 +75,6 @@ def serve(
     ] = "prepend",
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; further ones get 429.", min=1)] = 64,
     max_rows: Annotated[int, typer.Option(help="Answers and beams computed at once.", min=1, max=256)] = 32,
-    max_batches: Annotated[int, typer.Option(help="Batches that run side by side.", min=1, max=32)] = 4,
     max_body: Annotated[int, typer.Option(help="Bytes that a request may have.", min=1000)] = 1_000_000,
     log_level: Annotated[str, typer.Option(help="debug, info (a line for each request), warning or error.")] = "info",
     log_format: Annotated[str, typer.Option(help="text, or json: one object a line.")] = "text",
@@ -113,7 +112,7 @@ def serve(
     access = Access(keys, next(iter(metrics_keys), None), open_metrics, checked_origins(cors_origin or []))
     names = model_names(model, name)
     generator = load_model(model, revision, device, dtype, release=release)
-    limits = Limits(max_rows, max_batches, max_queue, max_body)
+    limits = Limits(max_rows, max_queue, max_body)
     server = NativeServer(generator, names, access, limits, given, system_message)
     configure_logs(log_level, log_format)
     server.run(host, port)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.sampling import row_seed
-from modelscope_polylm.generator import Prompt
+from modelscope_polylm.inputs import Prompt
 from modelscope_polylm.openai_requests import generation_options, unsupported_field, without_end
 from modelscope_polylm.serve.errors import RequestError
 from modelscope_polylm.serve.requests import ParsedRequest
@@ -20,7 +20,7 @@ from modelscope_polylm.serve.schemas import (
     CompletionRequest,
     Message,
 )
-from modelscope_polylm.text.prompts import SYSTEM_ROLES, join_turns
+from modelscope_polylm.text.prompts import SYSTEM_ROLES
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
@@ -67,9 +67,10 @@ class RequestReader:
         options, wanted = self._options_of(request)
         messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
         prompt = self._generator.reader.read(
-            {"messages": join_turns(messages, self._system_message)},
+            {"messages": messages},
             options,
             allow_role_markers=request.allow_role_markers,
+            system_message=self._system_message,
         )
         return self._parsed([prompt], options, wanted, wanted, request)
 

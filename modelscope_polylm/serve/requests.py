@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length"]
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.generator import Prompt
+    from modelscope_polylm.inputs import Prompt
 
 
 @dataclass(frozen=True)

@@ -298,9 +298,9 @@ def usage_of(state: RequestState) -> Usage:
 
 def _echoed(state: RequestState) -> list[str]:
     """The prompt of each choice."""
-    work = state.work
-    copies = 1 if work.options.num_beams > 1 else work.candidates
-    return [prompt.text for prompt in work.prompts[::copies] for _ in range(work.wanted)]
+    request = state.request
+    copies = 1 if request.uses_beams else request.candidates
+    return [prompt.text for prompt in request.prompts[::copies] for _ in range(request.wanted)]
 
 
 def _name(token: Token) -> str:

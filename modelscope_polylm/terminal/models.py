@@ -39,17 +39,30 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     backend: str = "native",
+    release: str | None = None,
 ) -> TextGenerator:
-    """The model on its device, ready to generate; see `TextGenerator.load`."""
-    folder, release = find_model(model, revision), named_release(model)
+    """The model on its device, ready to generate.
+
+    Args:
+        model, revision: what the user named.
+        device, dtype, backend: as in `TextGenerator.load`.
+        release: which release it is; what the name of the model says if None.
+    """
+    folder = find_model(model, revision)
     with working(f"Loading {model}"):
         from modelscope_polylm.generator import TextGenerator
 
         generator = TextGenerator.load(
-            folder, device=device, dtype=dtype, backend=backend, release=release.name if release else None
+            folder, device=device, dtype=dtype, backend=backend, release=release_name(model, release)
         )
     limit_threads(generator)
     return generator
+
+
+def release_name(model: str, release: str | None = None) -> str | None:
+    """The short name of a model's release: the one given, or what MODEL stands for unless it is a folder here."""
+    named = None if (Path(model).expanduser() / "config.json").is_file() else named_release(model)
+    return release or (named.name if named else None)
 
 
 def limit_threads(generator: TextGenerator) -> None:

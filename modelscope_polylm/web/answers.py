@@ -14,7 +14,8 @@ from modelscope_polylm.errors import DeviceError, PolyLMError
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.generator import Prompt, Reply, TextGenerator
+    from modelscope_polylm.generator import GenerationResult, TextGenerator
+    from modelscope_polylm.inputs import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Progress:
         complete: whether the reply is the last.
     """
 
-    reply: Reply | None = None
+    reply: GenerationResult | None = None
     complete: bool = False
 
 

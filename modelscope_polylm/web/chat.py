@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.text.prompts import ASSISTANT, USER, Message
+from modelscope_polylm.text.prompts import ASSISTANT, USER, Message, known_format
 from modelscope_polylm.web.answers import Answers, explain
 from modelscope_polylm.web.facts import NATIVE_NAMES, examples, follows_instructions
 from modelscope_polylm.web.options import components, read_values, starting_values
 from modelscope_polylm.web.style import show_problem, status_line
 
 if TYPE_CHECKING:
-    from modelscope_polylm.generator import Prompt, Reply
+    from modelscope_polylm.generator import GenerationResult
+    from modelscope_polylm.inputs import Prompt
     from modelscope_polylm.web.answers import Answers
 
 
@@ -115,16 +116,16 @@ class Chat:
 
     def _remembered(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The earlier messages that the model is given: none where it has no format for several turns."""
-        return messages if self._generator.snapshot.prompt_format.earlier_turn is not None else []
+        return messages if known_format(self._generator.snapshot.prompt_format).earlier_turn is not None else []
 
-    def _own_turn(self, reply: Reply | None) -> str:
+    def _own_turn(self, reply: GenerationResult | None) -> str:
         """The answer without turns that the model went on to write; sent back, their markers would be refused."""
         text = reply.texts[0] if reply else ""
-        for marker in self._generator.snapshot.prompt_format.role_markers:
+        for marker in known_format(self._generator.snapshot.prompt_format).role_markers:
             text = text.partition(marker)[0]
         return text
 
-    def _summary(self, prompt: Prompt, reply: Reply | None, seconds: float) -> str:
+    def _summary(self, prompt: Prompt, reply: GenerationResult | None, seconds: float) -> str:
         tokens = len(reply.answers[0].ids) if reply else 0
         used = len(prompt.ids) + tokens
         context = self._generator.snapshot.config.max_positions

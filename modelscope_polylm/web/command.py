@@ -14,6 +14,7 @@ from modelscope_polylm.terminal.flags import (
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
+    ReleaseFlag,
     RevisionFlag,
     check_address,
 )
@@ -29,6 +30,7 @@ def web(
     *,
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
+    release: ReleaseFlag = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
     at_once: Annotated[int, typer.Option(help="Answers computed at the same time.", min=1)] = 1,
@@ -40,7 +42,7 @@ def web(
     """Chat and translate in the browser. Needs the extra `web`."""
     require_gradio()
     check_address(host, port)
-    serve_page(load_model(model, revision, device, dtype, backend), host, port, at_once, waiting)
+    serve_page(load_model(model, revision, device, dtype, backend, release), host, port, at_once, waiting)
 
 
 def require_gradio() -> None:

@@ -18,6 +18,7 @@ TINY_NOTE = (
 )
 BASE_NOTE = "This release continues texts. It was not trained to follow instructions or to hold a conversation."
 SINGLE_TURN_NOTE = "This release has no format for conversations: each message is answered on its own."
+UNKNOWN_FORMAT_NOTE = "The release of this model is not known: start the demo with --release to send messages."
 
 
 def is_tiny(generator: TextGenerator) -> bool:
@@ -42,6 +43,8 @@ def notes(generator: TextGenerator) -> list[str]:
     release = generator.snapshot.release
     if is_tiny(generator):
         return [TINY_NOTE]
+    if generator.snapshot.prompt_format is None:
+        return [UNKNOWN_FORMAT_NOTE]
     if generator.snapshot.prompt_format.earlier_turn is not None:
         return []
     return [BASE_NOTE if release and release.kind == "base" else SINGLE_TURN_NOTE]
@@ -58,7 +61,7 @@ def facts(generator: TextGenerator) -> dict[str, str]:
         "Network": f"{config.layers} layers, {config.heads} heads, width {config.hidden_size:,}",
         "Context": f"{config.max_positions:,} tokens, prompt and answer together",
         "Vocabulary": f"{snapshot.tokenizer.vocab_size:,} pieces",
-        "Prompt format": snapshot.prompt_format.name,
+        "Prompt format": snapshot.prompt_format.name if snapshot.prompt_format else "unknown",
         "Runs on": f"{backend.device}, {str(backend.dtype).removeprefix('torch.')}, {backend.name} backend",
         "Default options": ", ".join(f"{name}={value}" for name, value in snapshot.generation.items()),
     }

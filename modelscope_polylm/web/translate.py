@@ -14,7 +14,7 @@ from modelscope_polylm.web.facts import is_tiny, language_choices
 from modelscope_polylm.web.style import show_problem, status_line
 
 if TYPE_CHECKING:
-    from modelscope_polylm.generator import Reply
+    from modelscope_polylm.generator import GenerationResult
     from modelscope_polylm.web.answers import Answers
 
 
@@ -70,7 +70,7 @@ def translate(
         yield TranslationView(problem=explain(error))
 
 
-def _translations(reply: Reply) -> list[Translation]:
+def _translations(reply: GenerationResult) -> list[Translation]:
     return [Translation(text.strip(), answer.score) for text, answer in zip(reply.texts, reply.answers, strict=True)]
 
 

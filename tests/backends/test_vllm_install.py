@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from modelscope_polylm.backends import create_backend
-from modelscope_polylm.backends.vllm.backend import check_form, form_problems
+from modelscope_polylm.backends.vllm.backend import check_packaged, packaging_reasons
 from modelscope_polylm.backends.vllm.engine import check_vllm, import_vllm
 from modelscope_polylm.errors import DependencyError, OptionError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
@@ -82,19 +82,19 @@ def test_a_broken_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_todays_form_is_taken(tmp_path: Path, random_snapshot: Path) -> None:
-    found = form_problems(open_snapshot(random_snapshot))
+    found = packaging_reasons(open_snapshot(random_snapshot))
     assert len(found) == 4
     assert all(any(part in line for line in found) for part in ("safetensors", "end token 511", "tokenizer.json is"))
     with pytest.raises(SnapshotError, match=r"Package it first: `polylm package .*snapshot OUT`"):
-        check_form(open_snapshot(random_snapshot))
-    assert form_problems(open_snapshot(TINY_FOLDER)) == ["tokenizer.json is missing"]
+        check_packaged(open_snapshot(random_snapshot))
+    assert packaging_reasons(open_snapshot(TINY_FOLDER)) == ["tokenizer.json is missing"]
 
 
 def test_another_class_has_to_be_packaged(tmp_path: Path) -> None:
     folder = build_snapshot(tmp_path / "base", "safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["PolyLMHeadModel"]}))
-    assert any("PolyLMHeadModel" in line for line in form_problems(open_snapshot(folder)))
+    assert any("PolyLMHeadModel" in line for line in packaging_reasons(open_snapshot(folder)))
 
 
 def test_a_name_close_to_vllm() -> None:

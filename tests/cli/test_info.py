@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelscope_polylm.cli import info as machine
-from modelscope_polylm.cli.info import Memory, memories, model_facts
+from modelscope_polylm.backends import placement
+from modelscope_polylm.backends.placement import Memory, memories
+from modelscope_polylm.cli import info
+from modelscope_polylm.cli.info import model_facts
 from modelscope_polylm.errors import DownloadError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
@@ -50,7 +53,7 @@ def test_unknown_models(tmp_path: Path) -> None:
 
 
 def test_page(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memories", lambda: [GPU, SMALL])
+    monkeypatch.setattr(info, "memories", lambda: [GPU, SMALL])
     outcome = polylm("info", "--model", "assistant-13b")
     assert outcome.exit_code == 0
     for line in (
@@ -69,8 +72,29 @@ def test_page(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_folder_that_is_no_release(polylm: Callable[..., Any], random_snapshot: Path) -> None:
     outcome = polylm("info", "--model", str(random_snapshot))
-    assert "  none of the published ones" in outcome.output
+    assert "  unknown: neither configuration.json nor the folder's name tells; pass --release" in outcome.output
     assert f"  folder {random_snapshot}" in outcome.output
+    assert "  plain texts only: how messages are written is not known" in outcome.output
+    facts = json.loads(polylm("info", "--model", str(random_snapshot), "--json").output)
+    assert (facts["release"], facts["release_source"], facts["prompt_format"], facts["prompt"]) == (None,) * 4
+
+
+def test_release_is_told_by_its_source(
+    polylm: Callable[..., Any], random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model_facts("tiny", None, [])["release_source"] == "the name of the model"
+    configured = Path(shutil.copytree(random_snapshot, tmp_path / "configured"))
+    (configured / "configuration.json").write_text('{"release": "assistant-13b"}')
+    assert model_facts(str(configured), None, [])["release_source"] == "configuration.json"
+    asked = polylm("info", "--model", str(random_snapshot), "--release", "multialpaca-13b").output
+    assert "  recognised by what was asked for" in asked and "  name multialpaca-13b" in asked
+    named = tmp_path / "nlp_polylm_13b_text_generation"
+    named.symlink_to(random_snapshot)
+    assert "  recognised by the folder's name" in polylm("info", "--model", str(named)).output
+    # a folder with the short name of a release may hold anything
+    (tmp_path / "13b").symlink_to(random_snapshot)
+    monkeypatch.chdir(tmp_path)
+    assert model_facts("13b", None, [])["release"] is None
 
 
 def test_json(polylm: Callable[..., Any]) -> None:
@@ -83,7 +107,7 @@ def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     ram = memories()[0]
     assert 0 < ram.free <= ram.total
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(machine, "CGROUP_FILES", [str(limit)])
+    monkeypatch.setattr(placement, "CGROUP_FILES", [str(limit)])
     limit.write_text("max\n")
     assert memories()[0].total >= ram.total
     limit.write_text("1000000\n")

@@ -1,19 +1,21 @@
-"""Packages in the cache: made once, found by contents, by one process at a time."""
+"""Packages in the cache: made once, by one process at a time, and found by what they are made of."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelscope_polylm.errors import DownloadError, OptionError, SnapshotError
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.packaging import cache as packaged_cache
+from modelscope_polylm.packaging import cache
 from modelscope_polylm.packaging.cache import packaged_snapshot, packages_folder
 from modelscope_polylm.snapshot import open_snapshot
 from tests.snapshots import build_snapshot
@@ -22,13 +24,13 @@ ROOT = Path(__file__).parents[2]
 RELEASE = "assistant-13b"
 PROGRAM = """
 import sys
-from modelscope_polylm.packaging import cache as packaged_cache
-write = packaged_cache.package_snapshot
+from modelscope_polylm.packaging import cache
+write = cache.package_snapshot
 def counted(source, out, **options):
     print("packaging", flush=True)
     return write(source, out, **options)
-packaged_cache.package_snapshot = counted
-print(packaged_cache.packaged_snapshot(sys.argv[1], sys.argv[2]))
+cache.package_snapshot = counted
+print(cache.packaged_snapshot(sys.argv[1], sys.argv[2]))
 """
 
 
@@ -43,21 +45,16 @@ def packages() -> list[Path]:
 
 @pytest.mark.usefixtures("short_corpus")
 def test_it_is_made_once_and_found_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[tuple[str, int, int]] = []
-    package = packaged_snapshot(source, RELEASE, lambda *step: steps.append(step))
+    written: list[tuple[int, int]] = []
+    package = packaged_snapshot(source, RELEASE, lambda *sizes: written.append(sizes))
     assert packages() == [package]
     opened = open_snapshot(package)
     assert (opened.release.name if opened.release else None, opened.tokenizer.eos_token_id) == (RELEASE, 2)
-    assert list(dict.fromkeys(step[0] for step in steps)) == [
-        "Reading the snapshot",
-        "Packaging it for vLLM",
-    ]
-    assert steps[-1][1] == steps[-1][2] > 0
-    # neither read nor written again
-    monkeypatch.setattr(packaged_cache, "_digest", None)
-    monkeypatch.setattr(packaged_cache, "package_snapshot", None)
+    assert written[-1][0] == written[-1][1] > 0
+    # not written again
+    monkeypatch.setattr(cache, "package_snapshot", None)
     assert packaged_snapshot(source, RELEASE) == package
-    # today's form is taken as it is
+    # what is packaged already is taken as it is
     assert packaged_snapshot(package) == package
 
 
@@ -71,6 +68,33 @@ def test_it_is_found_by_contents(source: Path, tmp_path: Path) -> None:
     other = build_snapshot(tmp_path / "other", "bin-sharded", width=128, heads=2, layers=1, seed=1)
     assert packaged_snapshot(other, RELEASE) != package
     assert len(packages()) == 3
+
+
+@pytest.mark.usefixtures("short_corpus")
+def test_weights_that_differ_in_nothing_but_numbers_are_told_apart(source: Path, tmp_path: Path) -> None:
+    package = packaged_snapshot(source, RELEASE)
+    other = build_snapshot(tmp_path / "other", "bin-sharded", width=128, heads=2, layers=1, seed=1)
+    for file in source.iterdir():
+        same = file.stat()
+        assert (other / file.name).stat().st_size == same.st_size
+        os.utime(other / file.name, ns=(same.st_atime_ns, same.st_mtime_ns))
+    assert packaged_snapshot(other, RELEASE) != package
+
+
+def test_weights_are_not_read_whole(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real_sha256 = hashlib.sha256
+
+    def counted(content: bytes = b"") -> Any:
+        read.append(len(content))
+        return real_sha256(content)
+
+    monkeypatch.setattr(cache, "TAIL_BYTES", 1000)
+    monkeypatch.setattr(cache.hashlib, "sha256", counted)
+    cache._fingerprint(open_snapshot(source, release=RELEASE))
+    weights = list(source.glob("*.bin"))
+    assert read.count(1000) == len(weights) == 3
+    assert max(read) <= max((source / name).stat().st_size for name in cache.SMALL_FILES if (source / name).exists())
 
 
 @pytest.mark.usefixtures("short_corpus")
@@ -92,10 +116,9 @@ def test_a_package_that_was_removed_is_made_again(source: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_corpus")
-def test_an_interrupted_run_leaves_no_package(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(step: str, done: int, total: int) -> None:
-        if step.startswith("Packaging"):
-            raise KeyboardInterrupt
+def test_an_interrupted_run_leaves_no_package(source: Path) -> None:
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         packaged_snapshot(source, RELEASE, interrupted)
@@ -120,7 +143,7 @@ def test_two_processes_make_it_once() -> None:
 def test_a_cache_that_cannot_be_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    monkeypatch.setattr(packaged_cache, "cache_root", lambda: file)
+    monkeypatch.setattr(cache, "cache_root", lambda: file)
     with pytest.raises(DownloadError, match=r"cannot be kept in .*MODELSCOPE_CACHE.*polylm package"):
         packaged_snapshot(source, RELEASE)
 

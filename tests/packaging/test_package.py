@@ -265,7 +265,7 @@ def test_which_differences_stop(
 
     monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.convert.load_converted", spoiled)
     texts = [("natural fr", "Paris"), (kind, "café")]
-    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.proof_strings", lambda: iter(texts))
+    monkeypatch.setattr("modelscope_polylm.packaging.tokenizer.parity.corpus_strings", lambda: iter(texts))
     tokenizer = train(
         2000, model_type="bpe", byte_fallback=True, add_dummy_prefix=False, normalization_rule_name=normalizer
     )
@@ -276,7 +276,7 @@ def test_which_differences_stop(
         assert not (tmp_path / "out").exists()
         return
     report = package_snapshot(source, tmp_path / "out", release="13b", strict=strict)
-    assert len(report.proof.faults()) == 1
+    assert len(report.parity.faults) == 1
     assert "café" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -393,15 +393,15 @@ def test_two_processes_into_one_folder(random_snapshot: Path, tmp_path: Path) ->
 
 WAITING = """
 from modelscope_polylm.packaging import package
-from modelscope_polylm.packaging.tokenizer import convert as package_tokenizer
-from modelscope_polylm.packaging.tokenizer.parity import Proof
+from modelscope_polylm.packaging.tokenizer import convert
+from modelscope_polylm.packaging.tokenizer.parity import ParityReport
 
 def progress(done, total, asked=[]):
     if not asked:
         asked.append(print("writing", flush=True))
         input()
 
-package_tokenizer.prove = lambda *arguments: Proof()
+convert.compare_tokenizers = lambda *arguments: ParityReport()
 package.package_snapshot({source!r}, {out!r}, release="13b", progress=progress)
 """
 
@@ -461,10 +461,9 @@ def test_disk_that_does_not_keep_what_is_written(
 
 KILLED = """
 import os, signal, sys
-from modelscope_polylm.packaging import staging as journal
-from modelscope_polylm.packaging import package
-from modelscope_polylm.packaging.tokenizer import convert as package_tokenizer
-from modelscope_polylm.packaging.tokenizer.parity import Proof
+from modelscope_polylm.packaging import package, staging
+from modelscope_polylm.packaging.tokenizer import convert
+from modelscope_polylm.packaging.tokenizer.parity import ParityReport
 
 share, step = float(sys.argv[3]), sys.argv[4]
 
@@ -476,12 +475,12 @@ def progress(done, total):
         die()
 
 if step == "before-publish":
-    journal.UnfinishedPackage.publish = die
+    staging.StagingFolder.publish = die
 if step == "card":
     package.model_card = die
 if step == "tokenizer":
     package.write_tokenizer = die
-package_tokenizer.prove = lambda *arguments: Proof()
+convert.compare_tokenizers = lambda *arguments: ParityReport()
 package.package_snapshot(sys.argv[1], sys.argv[2], release="13b", max_shard_size="1MB", progress=progress)
 """
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.packaging.tokenizer.convert import doubts, tokenizer_json
-from modelscope_polylm.packaging.tokenizer.corpus import proof_strings
+from modelscope_polylm.packaging.tokenizer.convert import expected_differences, tokenizer_json
+from modelscope_polylm.packaging.tokenizer.corpus import corpus_strings
 from modelscope_polylm.packaging.tokenizer.normalizer import character_steps, read_rules
-from modelscope_polylm.packaging.tokenizer.parity import Proof, load_converted, prove
+from modelscope_polylm.packaging.tokenizer.parity import ParityReport, compare_tokenizers, load_converted
 from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from tests.packaging.sentencepiece_models import train
@@ -77,30 +77,30 @@ def sample(offset: int = 0) -> list[tuple[str, str]]:
 
 @functools.cache
 def corpus() -> list[tuple[str, str]]:
-    return list(proof_strings())
+    return list(corpus_strings())
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 @pytest.mark.parametrize("case", MATRIX)
 def test_ids_and_text_are_those_of_sentencepiece(case: str, model_type: str, tmp_path: Path) -> None:
     tokenizer, found, converted = build(tmp_path, model_type=model_type, **MATRIX[case])
-    proof = prove(tokenizer, converted, sample(len(case) % SAMPLE))
+    report = compare_tokenizers(tokenizer, converted, sample(len(case) % SAMPLE))
     assert found.model_type == model_type
-    assert proof.total > 1500
-    assert [str(difference) for difference in proof.faults()] == []
+    assert report.total > 1500
+    assert [str(difference) for difference in report.faults] == []
     if model_type == "bpe":
-        assert proof.differences == []
-        assert doubts(found) == []
+        assert report.differences == []
+        assert expected_differences(found) == []
 
 
 def test_whole_corpus_on_the_tiny_snapshots_tokenizer() -> None:
     tokenizer = PolyLMTokenizer.from_pretrained(Path(__file__).parents[2] / "modelscope_polylm" / "tiny")
     start = time.process_time()
-    proof = prove(tokenizer, load_converted(json.dumps(tokenizer_json(read_settings(tokenizer)))))
+    report = compare_tokenizers(tokenizer, load_converted(json.dumps(tokenizer_json(read_settings(tokenizer)))))
     assert time.process_time() - start < 20  # of all threads together
-    assert proof.total >= 20_000
-    assert len([kind for kind in proof.strings if kind.startswith("natural")]) == 18
-    assert proof.differences == []
+    assert report.total >= 20_000
+    assert len([kind for kind in report.compared if kind.startswith("natural")]) == 18
+    assert report.differences == []
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +217,10 @@ def test_a_wrong_conversion_is_noticed(tmp_path: Path) -> None:
     tokenizer, found, _ = build(tmp_path, model_type="bpe")
     spoiled = tokenizer_json(found)
     spoiled["model"]["merges"].reverse()
-    proof = prove(tokenizer, load_converted(json.dumps(spoiled)), sample())
-    assert isinstance(proof, Proof)
-    assert proof.natural()
-    assert "SentencePiece gives" in str(proof.natural()[0])
+    report = compare_tokenizers(tokenizer, load_converted(json.dumps(spoiled)), sample())
+    assert isinstance(report, ParityReport)
+    assert report.natural_faults
+    assert "SentencePiece gives" in str(report.natural_faults[0])
 
 
 def test_spoiled_file() -> None:

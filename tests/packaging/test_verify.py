@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modelscope_polylm.packaging.package import package_snapshot
-from modelscope_polylm.packaging.verify import Row, VerifyReport, render_report, verify_snapshot
+from modelscope_polylm.packaging.verify import Finding, VerifyReport, render_report, verify_snapshot
 from tests.snapshots import build_snapshot, write_json
 
 
@@ -21,8 +21,8 @@ def copy(package: Path, tmp_path: Path) -> Path:
     return shutil.copytree(package, tmp_path / "copy")
 
 
-def rows(report: VerifyReport, check: str) -> list[Row]:
-    return [row for row in report.rows if row.check == check]
+def findings(report: VerifyReport, check: str) -> list[Finding]:
+    return [finding for finding in report.findings if finding.check == check]
 
 
 def change(file: Path, **values: Any) -> None:
@@ -30,32 +30,32 @@ def change(file: Path, **values: Any) -> None:
 
 
 def test_package_of_the_tiny_snapshot_has_no_faults(package: Path) -> None:
-    seen: list[Row] = []
+    seen: list[Finding] = []
     report = verify_snapshot(package, device="cpu", show=seen.append)
     assert report.faults == []
     assert report.exit_code == 0
-    assert seen == report.rows
-    assert rows(report, "hashes")[0].status == "ok"
-    assert "bpe, 3,000 pieces, normalizer identity" in rows(report, "tokenizer.model")[0].meaning
-    assert "all of" in rows(report, "tokenizer.json")[0].meaning
-    assert rows(report, "prediction")[0].status == "ok"
-    losses = rows(report, "loss by language")[0].meaning
+    assert seen == report.findings
+    assert findings(report, "hashes")[0].status == "ok"
+    assert "bpe, 3,000 pieces, normalizer identity" in findings(report, "tokenizer.model")[0].meaning
+    assert "all of" in findings(report, "tokenizer.json")[0].meaning
+    assert findings(report, "prediction")[0].status == "ok"
+    losses = findings(report, "loss by language")[0].meaning
     assert all(f" {language} " in losses for language in ("zh", "en", "ar", "ko"))
-    assert "北京是中国的首都。" in rows(report, "published example")[0].meaning
-    assert rows(report, "published example")[0].status == "ok"
+    assert "北京是中国的首都。" in findings(report, "published example")[0].meaning
+    assert findings(report, "published example")[0].status == "ok"
 
 
 @pytest.mark.usefixtures("short_corpus")
 def test_snapshot_of_2023_has_the_known_faults_and_packaging_repairs_them(tmp_path: Path) -> None:
     source = build_snapshot(tmp_path / "nlp_polylm_13b_text_generation", "bin-sharded")
     report = verify_snapshot(source, name="13b", device="cpu")
-    faulty = {row.check for row in report.faults}
+    faulty = {finding.check for finding in report.faults}
     assert faulty >= {"weight format", "config.json", "generation_config.json", "chat template"}
     assert faulty >= {"tokenizer.json", "tokenizer_config.json"}
-    assert "511, but </s> is 2" in rows(report, "config.json")[0].meaning
-    assert rows(report, "extra tensors")[0].status == "note"
+    assert "511, but </s> is 2" in findings(report, "config.json")[0].meaning
+    assert findings(report, "extra tensors")[0].status == "note"
     assert report.exit_code == 1
-    repairs = {row.repair for row in report.faults if row.check != "prediction"}
+    repairs = {finding.repair for finding in report.faults if finding.check != "prediction"}
     assert repairs == {"polylm package 13b 13b-package"}
     package_snapshot(source, tmp_path / "out")
     repaired = verify_snapshot(tmp_path / "out", run=False)
@@ -65,17 +65,17 @@ def test_snapshot_of_2023_has_the_known_faults_and_packaging_repairs_them(tmp_pa
 @pytest.mark.usefixtures("short_corpus")
 def test_random_weights_predict_nothing(random_snapshot: Path) -> None:
     report = verify_snapshot(random_snapshot, device="cpu")
-    assert rows(report, "prediction")[0].status == "fault"
-    assert "trained" in rows(report, "prediction")[0].meaning
-    assert rows(report, "published example")[0].status == "note"
+    assert findings(report, "prediction")[0].status == "fault"
+    assert "trained" in findings(report, "prediction")[0].meaning
+    assert findings(report, "published example")[0].status == "note"
 
 
 @pytest.mark.usefixtures("short_corpus")
 def test_changed_and_missing_files(copy: Path) -> None:
     (copy / "LICENSE").unlink()
     (copy / "README.md").write_text("changed")
-    found = rows(verify_snapshot(copy, run=False), "hashes")
-    assert [row.status for row in found] == ["fault", "fault"]
+    found = findings(verify_snapshot(copy, run=False), "hashes")
+    assert [finding.status for finding in found] == ["fault", "fault"]
     assert "LICENSE" in found[0].meaning
     assert "README.md" in found[1].meaning
     assert "modelscope download" in str(found[0].repair)
@@ -93,7 +93,7 @@ def test_changed_and_missing_files(copy: Path) -> None:
 )
 def test_settings_that_are_wrong(copy: Path, file: str, values: dict[str, Any], check: str, meaning: str) -> None:
     change(copy / file, **values)
-    found = [row for row in verify_snapshot(copy, run=False).faults if row.check == check]
+    found = [finding for finding in verify_snapshot(copy, run=False).faults if finding.check == check]
     assert len(found) == 1
     assert meaning in found[0].meaning
     assert "polylm package" in str(found[0].repair)
@@ -104,15 +104,15 @@ def test_tokenizer_json_that_disagrees(copy: Path) -> None:
     spoiled = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
     spoiled["normalizer"] = {"type": "Prepend", "prepend": "x"}
     (copy / "tokenizer.json").write_text(json.dumps(spoiled))
-    (row,) = rows(verify_snapshot(copy, run=False), "tokenizer.json")
-    assert row.status == "fault"
-    assert "SentencePiece gives" in row.meaning
+    (finding,) = findings(verify_snapshot(copy, run=False), "tokenizer.json")
+    assert finding.status == "fault"
+    assert "SentencePiece gives" in finding.meaning
 
 
 def test_tokenizer_json_that_is_broken(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
-    (row,) = rows(verify_snapshot(copy, run=False), "tokenizer.json")
-    assert (row.status, "cannot be loaded" in row.meaning) == ("fault", True)
+    (finding,) = findings(verify_snapshot(copy, run=False), "tokenizer.json")
+    assert (finding.status, "cannot be loaded" in finding.meaning) == ("fault", True)
 
 
 @pytest.mark.usefixtures("short_corpus")
@@ -125,13 +125,15 @@ def test_weights_that_are_not_finite(copy: Path) -> None:
     tensors[name] = torch.full_like(tensors[name], float("nan"))
     save_file(tensors, file, metadata={"format": "pt"})
     report = verify_snapshot(copy, device="cpu")
-    assert {"hashes", "prediction", "loss by language"} <= {row.check for row in report.faults}
+    assert {finding.check for finding in report.faults} == {"hashes", "numbers", "network"}
+    assert name.removeprefix("transformer.") in findings(report, "numbers")[0].meaning
+    assert name.removeprefix("transformer.") in findings(report, "network")[0].meaning
 
 
 def test_folder_that_is_no_snapshot(tmp_path: Path) -> None:
     report = verify_snapshot(tmp_path)
     assert report.exit_code == 1
-    assert "config.json" in report.rows[0].meaning
+    assert "config.json" in report.findings[0].meaning
 
 
 def test_every_problem_of_a_broken_snapshot_is_a_row(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_every_problem_of_a_broken_snapshot_is_a_row(tmp_path: Path) -> None:
     (source / "tokenizer.model").unlink()
     (source / "model-00002-of-00003.safetensors").unlink()
     report = verify_snapshot(source)
-    assert all(row.status == "fault" for row in report.rows)
+    assert all(finding.status == "fault" for finding in report.findings)
     assert {name for name in ("tokenizer.model", "model-00002") if name in str(report)} == {
         "tokenizer.model",
         "model-00002",
@@ -148,7 +150,7 @@ def test_every_problem_of_a_broken_snapshot_is_a_row(tmp_path: Path) -> None:
 
 def test_table_is_aligned_and_wrapped() -> None:
     report = VerifyReport(
-        Path("x"), [Row("a", "ok", "fine."), Row("long name", "fault", "word " * 40, "polylm package x y")]
+        Path("x"), [Finding("a", "ok", "fine."), Finding("long name", "fault", "word " * 40, "polylm package x y")]
     )
     lines = render_report(report, width=60).splitlines()
     assert max(map(len, lines)) <= 60

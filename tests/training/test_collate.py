@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from modelscope_polylm.errors import InputError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generator import InputReader
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.inputs import InputReader
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from modelscope_polylm.training.collate import (

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.errors import DeviceError, OptionError
-from modelscope_polylm.generator import Prompt, Reply
+from modelscope_polylm.generator import GenerationResult
+from modelscope_polylm.inputs import Prompt
 from modelscope_polylm.web.answers import Answers, explain
 
 PROMPT = Prompt("?", [5])
@@ -25,7 +26,7 @@ class SlowGenerator:
         self.now = self.most = self.ended = 0
         self._lock = threading.Lock()
 
-    def stream(self, prompts: Sequence[Prompt], options: Any) -> Generator[list[Reply], None, list[Reply]]:
+    def stream(self, prompts: Sequence[Prompt], options: Any) -> Generator[list[GenerationResult], None, list[GenerationResult]]:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -34,8 +35,8 @@ class SlowGenerator:
                 raise self.error
             for count in range(1, self.letters + 1):
                 time.sleep(self.pause)
-                yield [Reply("", ["x" * count])]
-            return [Reply("", ["x" * self.letters], [SimpleNamespace(ids=[1] * self.letters, score=None)])]
+                yield [GenerationResult("", ["x" * count])]
+            return [GenerationResult("", ["x" * self.letters], [SimpleNamespace(ids=[1] * self.letters, score=None)])]
         finally:
             with self._lock:
                 self.now -= 1

@@ -67,7 +67,7 @@ class VLLMBackend(Backend):
         """Start vLLM.
 
         Args:
-            snapshot: an opened snapshot in today's form.
+            snapshot: an opened snapshot that vLLM can read, as `polylm package` writes it.
             device: 'cpu' for vLLM's CPU build; otherwise the first GPU, and as many behind it as are needed.
             dtype: of the weights and the computation.
             tensor_parallel_size: GPUs that share each layer.
@@ -87,7 +87,7 @@ class VLLMBackend(Backend):
         """
         import_vllm()
         if engine_options.get("load_format") != "dummy":
-            check_form(snapshot)
+            check_packaged(snapshot)
         check_names(engine_options)
         if distributed_executor_backend not in (None, *EXECUTORS):
             raise OptionError(f"distributed_executor_backend={distributed_executor_backend!r} is not 'mp' or 'ray'.")
@@ -184,28 +184,28 @@ def _deliver_part(deliver: Deliver, index: int, ids: list[int], completions: lis
     deliver(Delta(index, ids, reason, completions))
 
 
-def form_problems(snapshot: Snapshot) -> list[str]:
-    """What vLLM would read wrong or not at all in a snapshot, a line each; none in what `polylm package` writes."""
+def packaging_reasons(snapshot: Snapshot) -> list[str]:
+    """Why a snapshot has to be packaged for vLLM, a line each; empty for what `polylm package` wrote."""
     folder = snapshot.folder
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    problems = []
+    reasons = []
     if not list(folder.glob("*.safetensors")):
-        problems.append("its weights are not safetensors")
+        reasons.append("its weights are not safetensors")
     if config.get("architectures") != ["GPT2LMHeadModel"]:
-        problems.append(f"config.json names the class {config.get('architectures')}, not GPT2LMHeadModel")
+        reasons.append(f"config.json names the class {config.get('architectures')}, not GPT2LMHeadModel")
     if config.get("eos_token_id") != snapshot.tokenizer.eos_token_id:
-        problems.append(f"config.json names the end token {config.get('eos_token_id')}, which is not </s>")
+        reasons.append(f"config.json names the end token {config.get('eos_token_id')}, which is not </s>")
     for name in ("tokenizer.json", "generation_config.json"):
         if not (folder / name).is_file():
-            problems.append(f"{name} is missing")
-    return problems
+            reasons.append(f"{name} is missing")
+    return reasons
 
 
-def check_form(snapshot: Snapshot) -> None:
-    """Raise SnapshotError where the snapshot has to be packaged first."""
-    if problems := form_problems(snapshot):
+def check_packaged(snapshot: Snapshot) -> None:
+    """Raise SnapshotError if the snapshot has to be packaged first."""
+    if reasons := packaging_reasons(snapshot):
         raise SnapshotError(
-            f"vLLM cannot take {snapshot.folder} as it is: {'; '.join(problems)}. Package it first: "
+            f"vLLM cannot read {snapshot.folder} as it is: {'; '.join(reasons)}. Package it first: "
             f"`polylm package {snapshot.folder} OUT`, then load OUT."
         )
 

@@ -28,7 +28,8 @@ from modelscope_polylm.terminal.output import NARROW, console, is_terminal
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.generator import Prompt, Reply, TextGenerator
+    from modelscope_polylm.generator import GenerationResult, TextGenerator
+    from modelscope_polylm.inputs import Prompt
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Work:
         self.report(len(prompts), 0, sum(len(answer.ids) for reply in replies for answer in reply.answers))
         return [answer_record(reply) for reply in replies]
 
-    def _replies(self, prompts: list[Prompt]) -> list[Reply]:
+    def _replies(self, prompts: list[Prompt]) -> list[GenerationResult]:
         import torch
 
         try:

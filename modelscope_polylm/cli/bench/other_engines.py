@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modelscope_polylm.backends.vllm.backend import check_form
+from modelscope_polylm.backends.vllm.backend import check_packaged
 from modelscope_polylm.backends.vllm.engine import import_vllm
 from modelscope_polylm.backends.vllm.options import CPU_MEMORY_UTILIZATION
 from modelscope_polylm.cli.bench.engines import BenchEngine, random_prompts
@@ -116,7 +116,7 @@ class VllmEngine(BenchEngine):
             self.llm = vllm.LLM(self._folder.name, load_format="dummy", **options)
             self.llm.apply_model(_draw_weights)
         else:
-            check_form(snapshot)
+            check_packaged(snapshot)
             self.llm = vllm.LLM(str(snapshot.folder), **options)
         self.llm.renderer.get_tokenizer = _NoTokenizer
 

@@ -16,11 +16,13 @@ from modelscope_polylm.terminal.flags import (
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
+    ReleaseFlag,
     RevisionFlag,
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.terminal.output import console, is_terminal, printable, write
+from modelscope_polylm.text.prompts import known_format
 
 if TYPE_CHECKING:
     from modelscope_polylm.conversation import Conversation
@@ -31,6 +33,7 @@ def chat(
     *,
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
+    release: ReleaseFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
@@ -50,11 +53,11 @@ def chat(
     from modelscope_polylm.conversation import Conversation
 
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
-        conversation = Conversation(load_model(model, revision, device, dtype, backend), options)
+        conversation = Conversation(load_model(model, revision, device, dtype, backend, release), options)
         run_chat(conversation, line_reader(), lambda text: None, interactive=False)
         return
     read = message_reader(history)
-    conversation = Conversation(load_model(model, revision, device, dtype, backend), options)
+    conversation = Conversation(load_model(model, revision, device, dtype, backend, release), options)
     _note(_greeting(model, conversation))
     run_chat(conversation, read, _note, interactive=True)
 
@@ -66,7 +69,7 @@ def _note(text: str) -> None:
 def _greeting(model: str, conversation: Conversation) -> str:
     lines = [f"{model} on {conversation.generator.backend.device}. /help lists the commands, Ctrl-D ends the chat."]
     if not conversation.knows_turns:
-        name = conversation.generator.snapshot.prompt_format.name
+        name = known_format(conversation.generator.snapshot.prompt_format).name
         lines.append(f"Its prompt format, {name!r}, has no conversations: every message is answered on its own.")
     if conversation.options.num_beams > 1:
         lines.append("Beam search shows an answer when it is complete.")

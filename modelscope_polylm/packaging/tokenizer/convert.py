@@ -1,6 +1,6 @@
 """A SentencePiece model as a tokenizer.json of the `tokenizers` library with the same ids and the same decoded text.
 
-SentencePiece's own behaviour is that of its sources: `Normalizer::Normalize` (normalizer.cc), `Model::SampleEncode`
+What SentencePiece does was read in its sources: `Normalizer::Normalize` (normalizer.cc), `Model::SampleEncode`
 (bpe_model.cc), `Model::EncodeOptimized` (unigram_model.cc) and `SentencePieceProcessor::Decode`
 (sentencepiece_processor.cc).
 """
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from modelscope_polylm.errors import SnapshotError
+from modelscope_polylm.files import library_errors
 from modelscope_polylm.packaging.files import TOKENIZER_JSON
-from modelscope_polylm.packaging.staging import UnfinishedPackage
+from modelscope_polylm.packaging.staging import StagingFolder
 from modelscope_polylm.packaging.tokenizer.normalizer import (
     Step,
     character_steps,
@@ -23,14 +24,42 @@ from modelscope_polylm.packaging.tokenizer.normalizer import (
     replace,
     replace_pattern,
 )
-from modelscope_polylm.packaging.tokenizer.parity import Proof, load_converted, prove
+from modelscope_polylm.packaging.tokenizer.parity import ParityReport, compare_tokenizers, load_converted
 from modelscope_polylm.packaging.tokenizer.settings import Piece, PieceType, TokenizerSettings, read_settings
-from modelscope_polylm.text.tokenizer import PolyLMTokenizer
+from modelscope_polylm.text.tokenizer import WORD_START, PolyLMTokenizer
 
 logger = logging.getLogger(__name__)
 
+# A user-defined piece of a BPE model is never merged: in the text a private character stands for it.
+FIRST_PLACEHOLDER, MAX_PLACEHOLDERS = 0x10F000, 0xF00
+# SentencePiece 0.2 gives a user-defined piece this score for each byte after its first.
+USER_DEFINED_SCORE = 0.1
+SHOWN_DIFFERENCES = 3
 
-WORD_START = "\u2581"
+
+def write_tokenizer(tokenizer: PolyLMTokenizer, staging: StagingFolder, strict: bool) -> ParityReport:
+    """Compare a tokenizer.json with SentencePiece on the built-in corpus, then write it.
+
+    Differences that are only rounding do not stop it, unless `strict`.
+
+    Args:
+        tokenizer: the source's tokenizer.
+        staging: where the file goes.
+        strict: refuse any difference at all.
+
+    Raises:
+        SnapshotError: the model cannot be converted; the two differ on natural text; or on any text if the model has
+            no normalizer rules or `strict` is set.
+    """
+    settings = read_settings(tokenizer)
+    with library_errors(tokenizer.model_file.name):
+        content = json.dumps(tokenizer_json(settings), ensure_ascii=False, separators=(",", ":"))
+    report = compare_tokenizers(tokenizer, load_converted(content))
+    for line in expected_differences(settings):
+        logger.info("tokenizer.json: %s.", line)
+    _check(report, settings, strict)
+    staging.write(TOKENIZER_JSON, content)
+    return report
 
 
 def tokenizer_json(settings: TokenizerSettings) -> dict[str, Any]:
@@ -59,7 +88,7 @@ def tokenizer_json(settings: TokenizerSettings) -> dict[str, Any]:
 
 
 def check_convertible(settings: TokenizerSettings) -> None:
-    """Raise SnapshotError, with every reason, where `tokenizers` has nothing that does the same."""
+    """Raise SnapshotError, with every reason, if `tokenizers` cannot do what the model does."""
     unused = settings.ids_of(PieceType.UNUSED)
     user_defined = settings.ids_of(PieceType.USER_DEFINED)
     reasons = {
@@ -67,22 +96,38 @@ def check_convertible(settings: TokenizerSettings) -> None:
         "it writes word boundaries after words (treat_whitespace_as_suffix)": settings.whitespace_as_suffix,
         "it has a denormalizer": settings.has_denormalizer,
         f"{len(unused)} of its pieces are marked as unused": bool(unused),
-        f"{len(user_defined)} of its pieces are user-defined": len(user_defined) > MOST_STAND_INS,
+        f"{len(user_defined)} of its pieces are user-defined": len(user_defined) > MAX_PLACEHOLDERS,
     }
     if any(reasons.values()):
         found = "; ".join(reason for reason, holds in reasons.items() if holds)
         raise SnapshotError(
             f"tokenizer.model cannot be written as a tokenizer.json: {found}. "
-            "Use it through sentencepiece itself, as this package does."
+            "Use it with sentencepiece itself, as this package does."
         )
 
 
-def doubts(settings: TokenizerSettings) -> list[str]:
+def expected_differences(settings: TokenizerSettings) -> list[str]:
     """Why the tokenizer.json may differ from SentencePiece on some text, a line each; empty for an ordinary model."""
-    lines = vocabulary_doubts(settings)
+    lines = _vocabulary_differences(settings)
     if settings.character_map and (rules := inexact_rules(settings.character_map)):
-        lines.append(f"{len(rules)} rules of the normalizer cannot be followed exactly, such as that for {rules[0]!r}")
+        lines.append(
+            f"{len(rules)} rules of the normalizer cannot be followed exactly, such as the one for {rules[0]!r}"
+        )
     return lines
+
+
+def _check(report: ParityReport, settings: TokenizerSettings, strict: bool) -> None:
+    unacceptable = report.natural_faults if settings.character_map else report.faults
+    if strict:
+        unacceptable = report.differences
+    if unacceptable:
+        shown = "\n".join(map(str, unacceptable[:SHOWN_DIFFERENCES]))
+        raise SnapshotError(
+            f"tokenizer.json differs from SentencePiece on {len(unacceptable)} of {report.total} strings, so nothing "
+            f"is packaged:\n{shown}"
+        )
+    if report.differences:
+        logger.warning("tokenizer.json differs from SentencePiece on %d strings.", len(report.differences))
 
 
 def _special_token(settings: TokenizerSettings, token: int) -> dict[str, Any]:
@@ -96,9 +141,9 @@ def _sequence(key: str, steps: list[Step]) -> Step | None:
 
 def _normalizer_steps(settings: TokenizerSettings) -> list[Step]:
     space = WORD_START if settings.escape_whitespaces else " "
-    # SentencePiece adds the prefix to a text that its rules leave empty, but removes it again with extra whitespace.
+    # SentencePiece adds the prefix even where its rules leave no text, but strips it again with extra whitespace.
     prefix: list[Step] = [{"type": "Prepend", "prepend": space}] if settings.add_dummy_prefix else []
-    # SentencePiece's rules leave user-defined pieces alone, and its BPE finds them in what the rules have made.
+    # SentencePiece's rules leave user-defined pieces alone, and its BPE finds them in the rules' output.
     hide, show = _user_defined_steps(settings)
     characters = [*hide, *character_steps(settings.character_map), *show] if settings.character_map else []
     hide_from_merges = hide if settings.model_type == "bpe" else []
@@ -118,35 +163,30 @@ def _decoder_steps(settings: TokenizerSettings) -> list[Step]:
     fuse: Step = {"type": "Fuse"}
     if not settings.add_dummy_prefix and not settings.remove_extra_whitespaces:
         return [*named, *user_defined, replace(WORD_START, " "), *fallback, fuse]
-    # The first mark of a piece is the prefix that SentencePiece may drop; other marks of the piece are spaces.
+    # The first mark of a piece may be the prefix, which SentencePiece drops; the other marks are spaces.
     inner = replace_pattern(rf"(?<!\A){WORD_START}", " ")
     dropped = rf"\A{WORD_START}+" if settings.remove_extra_whitespaces else rf"\A{WORD_START}"
     return [*named, *user_defined, inner, *fallback, fuse, replace_pattern(dropped, ""), replace(WORD_START, " ")]
 
 
 def _user_defined_steps(settings: TokenizerSettings) -> tuple[list[Step], list[Step]]:
-    """Steps that put a private character in the place of each user-defined piece, and steps that undo it."""
-    names = [(settings.pieces[token].text, name) for token, name in stand_ins(settings).items()]
-    return [replace(text, name) for text, name in names], [replace(name, text) for text, name in names]
+    """Steps that replace each user-defined piece by a private character, and steps that undo it."""
+    pairs = [(settings.pieces[token].text, placeholder) for token, placeholder in placeholders(settings).items()]
+    hide = [replace(text, placeholder) for text, placeholder in pairs]
+    return hide, [replace(placeholder, text) for text, placeholder in pairs]
 
 
 def _literal(text: str) -> str:
     return "".join(f"\\x{{{ord(character):X}}}" for character in text)
 
 
-# A user-defined piece of a BPE model is never merged: text holds one private character in its place.
-FIRST_STAND_IN, MOST_STAND_INS = 0x10F000, 0xF00
-# SentencePiece 0.2 gives a user-defined piece this score for each byte after its first.
-USER_DEFINED_SCORE = 0.1
-
-
 def bpe_model(settings: TokenizerSettings) -> dict[str, Any]:
-    """`tokenizers`' BPE: SentencePiece merges the pair that makes the piece of the highest score, leftmost first."""
+    """The model for `tokenizers`' BPE: like SentencePiece's, it first merges the leftmost pair of the highest score."""
     texts = [piece.text for piece in settings.pieces]
-    for token, name in stand_ins(settings).items():
-        texts[token] = name
+    for token, placeholder in placeholders(settings).items():
+        texts[token] = placeholder
     merges = list(_merges(settings))
-    # Versions below 0.20 know only pairs written as one string.
+    # Versions before 0.20 read only pairs that are written as one string.
     is_plain = not any(" " in part for merge in merges for part in merge)
     return {
         "type": "BPE",
@@ -162,7 +202,7 @@ def bpe_model(settings: TokenizerSettings) -> dict[str, Any]:
 
 
 def unigram_model(settings: TokenizerSettings) -> dict[str, Any]:
-    """`tokenizers`' Unigram: it finds any piece in text, so those that text must not become get a score that loses."""
+    """The model for `tokenizers`' Unigram, which may find any piece in text: others than text get a losing score."""
     lowest = min((piece.score for piece in settings.pieces if piece.type == PieceType.NORMAL), default=0.0)
     longest = max(len(piece.text) for piece in settings.pieces if not _is_text(piece))
     never = (longest + 1) * 2 * (lowest - 10.0)
@@ -174,15 +214,14 @@ def unigram_model(settings: TokenizerSettings) -> dict[str, Any]:
     }
 
 
-def stand_ins(settings: TokenizerSettings) -> dict[int, str]:
-    """Ids of the user-defined pieces, the longest first, to the private characters that take their place in text."""
+def placeholders(settings: TokenizerSettings) -> dict[int, str]:
+    """Ids of the user-defined pieces, the longest first, to the private characters that stand for them in text."""
     tokens = settings.ids_of(PieceType.USER_DEFINED)
     longest_first = sorted(tokens, key=lambda token: -len(settings.pieces[token].text.encode()))
-    return {token: chr(FIRST_STAND_IN + number) for number, token in enumerate(longest_first)}
+    return {token: chr(FIRST_PLACEHOLDER + number) for number, token in enumerate(longest_first)}
 
 
-def vocabulary_doubts(settings: TokenizerSettings) -> list[str]:
-    """Why ids may differ from SentencePiece's on some text, a line each."""
+def _vocabulary_differences(settings: TokenizerSettings) -> list[str]:
     normal = [piece for piece in settings.pieces if piece.type == PieceType.NORMAL]
     single = {piece.text for piece in normal if len(piece.text) == 1}
     lines = []
@@ -192,17 +231,17 @@ def vocabulary_doubts(settings: TokenizerSettings) -> list[str]:
     equal = sum(count for count in scores.values() if count > 1)
     if equal and settings.model_type == "bpe":
         lines.append(
-            f"{equal} pieces share their score with another, so that the order of merges is not told by scores"
+            f"{equal} pieces share their score with another, so the scores do not determine the order of merges"
         )
     if settings.model_type == "unigram":
         names = {piece.text for piece in settings.pieces if not _is_text(piece)}
         if hidden := sorted(name for name in names if not single.issuperset(name)):
             lines.append(
-                f"text that spells {hidden[0]!r} becomes that piece, since some of its characters are no pieces"
+                f"text that spells {hidden[0]!r} becomes that piece, because some of its characters are no pieces"
             )
         lines.append(
-            "SentencePiece adds scores in single precision and tokenizers in double: where two ways to cut a text have "
-            "the same probability but for rounding, they may choose differently"
+            "SentencePiece adds scores in single precision and tokenizers in double precision: of two segmentations "
+            "with the same probability except for rounding, they may choose different ones"
         )
     return lines
 
@@ -219,9 +258,9 @@ def _merges(settings: TokenizerSettings) -> Iterator[tuple[str, str]]:
 
 
 def _ordered_splits(text: str, ends: list[int]) -> list[int]:
-    """Where two splits of a piece can overlap in a text, the one that can begin further left comes first."""
+    """The splits of a piece; of two that can overlap in a text, the one that can begin further left comes first."""
 
-    # Three neighbours x, y, z with xy = yz = text: SentencePiece joins x and y, since they are further left.
+    # Three neighbours x, y, z with xy = yz = text: SentencePiece joins x and y, which are further left.
     def is_later(end: int) -> bool:
         other = len(text) - end
         return other in ends and text[:end] == text[other:] and text[end:] != text[:other]
@@ -237,42 +276,3 @@ def _unigram_score(piece: Piece, never: float) -> float:
     if piece.type == PieceType.USER_DEFINED:
         return USER_DEFINED_SCORE * (len(piece.text.encode()) - 1)
     return piece.score if piece.type == PieceType.NORMAL else never
-
-
-SHOWN = 3
-
-
-def write_tokenizer(tokenizer: PolyLMTokenizer, package: UnfinishedPackage, strict: bool) -> Proof:
-    """Write tokenizer.json after it was compared with SentencePiece on the built-in corpus.
-
-    Differences by rounding never stop it, unless `strict`; see `Proof`.
-
-    Raises:
-        SnapshotError: the model cannot be converted; the two differ on natural text, or on any text where the model has
-            no normalizer rules; or at all, if `strict`.
-    """
-    settings = read_settings(tokenizer)
-    content = json.dumps(tokenizer_json(settings), ensure_ascii=False, separators=(",", ":"))
-    proof = prove(tokenizer, load_converted(content))
-    for line in doubts(settings):
-        logger.info("tokenizer.json: %s.", line)
-    _check(proof, settings, strict)
-    package.write(TOKENIZER_JSON, content)
-    return proof
-
-
-def _check(proof: Proof, settings: TokenizerSettings, strict: bool) -> None:
-    if strict:
-        stopping = proof.differences
-    elif settings.character_map:
-        stopping = proof.natural()
-    else:
-        stopping = proof.faults()
-    if stopping:
-        shown = "\n".join(str(difference) for difference in stopping[:SHOWN])
-        raise SnapshotError(
-            f"tokenizer.json differs from SentencePiece on {len(stopping)} of {proof.total} strings, so nothing is "
-            f"packaged:\n{shown}"
-        )
-    if proof.differences:
-        logger.warning("tokenizer.json differs from SentencePiece on %d strings.", len(proof.differences))

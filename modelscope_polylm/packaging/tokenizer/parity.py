@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.packaging.tokenizer.corpus import NATURAL, proof_strings
+from modelscope_polylm.packaging.tokenizer.corpus import NATURAL, corpus_strings
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
-BATCH = 1000
-# Two ways to cut a text count as equally probable when the logarithms of their probabilities are this close.
-ROUNDING = 1e-5
+BATCH_SIZE = 1000
+# Two segmentations of a text are equally probable if their log probabilities differ by less than this share.
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Difference:
     """A text that the two tokenizers treat differently.
 
     Attributes:
-        kind: kind of the text in the corpus.
-        expected, found: what SentencePiece gives and what the tokenizer.json gives: ids, or decoded text.
-        is_rounding: whether both cut the text into pieces whose scores have the same sum but for rounding.
+        kind: of the text, as the corpus names it.
+        text: what was encoded and decoded again.
+        expected: SentencePiece's token ids, or its decoded text.
+        found: the same of the tokenizer.json.
+        is_rounding: whether the two segmentations are equally probable except for rounding.
     """
 
     kind: str
@@ -39,87 +41,91 @@ class Difference:
 
 
 @dataclass
-class Proof:
-    """The outcome of a comparison: how many strings of each kind were compared, and which came out differently."""
+class ParityReport:
+    """The outcome of a comparison.
 
-    strings: collections.Counter[str] = field(default_factory=collections.Counter)
+    Attributes:
+        compared: number of strings by kind.
+        differences: the strings that came out differently.
+    """
+
+    compared: collections.Counter[str] = field(default_factory=collections.Counter)
     differences: list[Difference] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         """Number of strings compared."""
-        return self.strings.total()
+        return self.compared.total()
 
+    @property
     def faults(self) -> list[Difference]:
         """The differences that are more than rounding."""
         return [difference for difference in self.differences if not difference.is_rounding]
 
-    def natural(self) -> list[Difference]:
+    @property
+    def natural_faults(self) -> list[Difference]:
         """The faults in natural text."""
-        return [difference for difference in self.faults() if difference.kind.startswith(NATURAL)]
+        return [difference for difference in self.faults if difference.kind.startswith(NATURAL)]
+
+    def __str__(self) -> str:
+        start = "tokenizer.json gives SentencePiece's ids and text for "
+        if not self.differences:
+            return f"{start}all of {self.total:,} strings."
+        faults, equal = len(self.faults), self.total - len({difference.text for difference in self.differences})
+        parts = [f"{faults} differ"] if faults else []
+        if rounding := len(self.differences) - faults:
+            parts.append(f"{rounding} are segmented differently with the same probability except for rounding")
+        return f"{start}{equal:,} of {self.total:,} strings; {', '.join(parts)}."
 
 
-def prove(tokenizer: PolyLMTokenizer, converted: Any, strings: Iterable[tuple[str, str]] | None = None) -> Proof:
+def compare_tokenizers(
+    tokenizer: PolyLMTokenizer, converted: Any, strings: Iterable[tuple[str, str]] | None = None
+) -> ParityReport:
     """Encode and decode strings with both tokenizers.
 
     Args:
-        tokenizer: SentencePiece's side.
+        tokenizer: the reference, SentencePiece.
         converted: a `tokenizers.Tokenizer`; its `encode_special_tokens` is set, so that text is only text.
         strings: kind and text of each string; the built-in corpus if None.
     """
     converted.encode_special_tokens = True
-    proof = Proof()
-    for batch in _batches(proof_strings() if strings is None else strings):
-        proof.strings.update(kind for kind, _ in batch)
-        proof.differences += _compare(tokenizer, converted, batch)
-    return proof
+    report = ParityReport()
+    for batch in _batches(corpus_strings() if strings is None else strings):
+        report.compared.update(kind for kind, _ in batch)
+        report.differences += _differences(tokenizer, converted, batch)
+    return report
 
 
 def load_converted(content: str) -> Any:
-    """A `tokenizers.Tokenizer` from the text of a tokenizer.json. Raises SnapshotError where it is no such file."""
+    """Load a `tokenizers.Tokenizer` from the text of a tokenizer.json. Raises SnapshotError for any other text."""
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_str(content)
-    except Exception as error:
+    except Exception as error:  # the library raises plain Exceptions
         raise SnapshotError(f"tokenizer.json cannot be loaded: {error}. Package the snapshot again.") from error
 
 
 def _batches(strings: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    source = iter(strings)
-    while batch := list(itertools.islice(source, BATCH)):
+    iterator = iter(strings)
+    while batch := list(itertools.islice(iterator, BATCH_SIZE)):
         yield batch
 
 
-def _compare(tokenizer: PolyLMTokenizer, converted: Any, batch: Sequence[tuple[str, str]]) -> Iterator[Difference]:
-    encoded = converted.encode_batch([text for _, text in batch], add_special_tokens=False)
+def _differences(tokenizer: PolyLMTokenizer, converted: Any, batch: Sequence[tuple[str, str]]) -> Iterator[Difference]:
+    encodings = converted.encode_batch([text for _, text in batch], add_special_tokens=False)
     expected = [tokenizer.encode(text) for _, text in batch]
     decoded = converted.decode_batch(expected, skip_special_tokens=False)
-    for (kind, text), ids, encoding, decoding in zip(batch, expected, encoded, decoded, strict=True):
+    for (kind, text), ids, encoding, found_text in zip(batch, expected, encodings, decoded, strict=True):
         if encoding.ids != ids:
             yield Difference(kind, text, ids, encoding.ids, _is_rounding(tokenizer, ids, encoding.ids))
-        if decoding != (back := tokenizer.decode(ids)):
-            yield Difference(kind, text, back, decoding)
+        if found_text != (expected_text := tokenizer.decode(ids)):
+            yield Difference(kind, text, expected_text, found_text)
 
 
 def _is_rounding(tokenizer: PolyLMTokenizer, expected: list[int], found: list[int]) -> bool:
     processor = tokenizer.processor
     if "".join(processor.id_to_piece(expected)) != "".join(processor.id_to_piece(found)):
         return False
-    one, other = sum(processor.get_score(expected)), sum(processor.get_score(found))
-    return bool(abs(one - other) <= ROUNDING * max(1.0, abs(one)))
-
-
-def proof_summary(proof: Proof) -> str:
-    """One sentence on how tokenizer.json compares with SentencePiece."""
-    start = "tokenizer.json gives SentencePiece's ids and text for "
-    if not proof.differences:
-        return start + f"all of {proof.total:,} strings."
-    rounding = len(proof.differences) - len(proof.faults())
-    parts = [f"{len(proof.faults())} differ"] if proof.faults() else []
-    if rounding:
-        parts.append(f"{rounding} are cut at other places with the same probability but for rounding")
-    return (
-        start
-        + f"{proof.total - len({d.text for d in proof.differences}):,} of {proof.total:,} strings; {', '.join(parts)}."
-    )
+    expected_score, found_score = sum(processor.get_score(expected)), sum(processor.get_score(found))
+    return bool(abs(expected_score - found_score) <= TOLERANCE * max(1.0, abs(expected_score)))

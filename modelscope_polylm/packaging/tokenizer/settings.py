@@ -1,4 +1,4 @@
-"""What a SentencePiece model file says about itself, as far as another tokenizer library has to follow it."""
+"""The settings of a SentencePiece model file that another tokenizer library has to follow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import enum
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from modelscope_polylm.errors import SnapshotError
+from modelscope_polylm.files import library_errors
 from modelscope_polylm.text.tokenizer import (
     NORMALIZER,
     PIECE,
@@ -35,7 +34,13 @@ class PieceType(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of the vocabulary: its text, with U+2581 for a space, and its log probability or merge rank."""
+    """One piece of the vocabulary.
+
+    Attributes:
+        text: with U+2581 for a space.
+        score: its log probability in a unigram model; in a BPE model pieces of higher scores are merged first.
+        type: whether text is encoded to it, and how.
+    """
 
     text: str
     score: float
@@ -44,12 +49,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """The settings of a model file that change ids or text.
+    """The settings of a model file that change ids or text, mostly under the names of sentencepiece_model.proto.
 
     Attributes:
         model_type: 'unigram', 'bpe', 'word' or 'char'.
+        whitespace_as_suffix: `treat_whitespace_as_suffix`, word boundaries after words.
+        unknown_surface: what the unknown piece is decoded to.
         normalizer: name of the normalization rule, such as 'identity' or 'nmt_nfkc'.
         character_map: `NormalizerSpec.precompiled_charsmap`, empty for the identity.
+        has_denormalizer: whether decoded text is rewritten by rules.
         pieces: the vocabulary in the order of its ids.
     """
 
@@ -66,19 +74,23 @@ class TokenizerSettings:
     pieces: list[Piece]
 
     def ids_of(self, *types: PieceType) -> list[int]:
-        """Ids of the pieces of some types."""
+        """Ids of the pieces that have one of the types."""
         return [token for token, piece in enumerate(self.pieces) if piece.type in types]
 
 
 def read_settings(tokenizer: PolyLMTokenizer) -> TokenizerSettings:
     """Read the settings of a loaded tokenizer's model file.
 
-    A piece that the tokenizer never encodes text to, such as a user-defined `</s>`, is a control piece here.
+    A piece that the tokenizer never encodes text to, such as a user-defined `</s>`, counts as a control piece.
 
     Raises:
-        SnapshotError: the file cannot be read.
+        SnapshotError: the file cannot be read or is damaged.
     """
-    model = _read(tokenizer.model_file)
+    with library_errors(tokenizer.model_file.name):
+        return _parse(tokenizer.model_file.read_bytes(), tokenizer)
+
+
+def _parse(model: bytes, tokenizer: PolyLMTokenizer) -> TokenizerSettings:
     sections: dict[int, dict[int, bytes]] = {TRAINER: {}, NORMALIZER: {}}
     pieces: list[Piece] = []
     for field in message_fields(model):
@@ -101,13 +113,6 @@ def read_settings(tokenizer: PolyLMTokenizer) -> TokenizerSettings:
         has_denormalizer=has_denormalizer(model),
         pieces=pieces,
     )
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SnapshotError(f"The tokenizer {file} cannot be read ({error.strerror}).") from error
 
 
 def _piece(message: bytes, is_special: bool) -> Piece:
