@@ -12,7 +12,7 @@ from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.text.prompts import Message, known_format, render
 
 if TYPE_CHECKING:
-    from modelscope_polylm.backends.base import Answer
+    from modelscope_polylm.backends.base import Completion
     from modelscope_polylm.generator import TextGenerator
     from modelscope_polylm.inputs import Prompt
 
@@ -137,31 +137,27 @@ class Conversation:
         self, history: list[Message], question: str, prompt: Prompt, options: GenerationOptions
     ) -> Generator[str, None, None]:
         start = time.perf_counter()
-        stream = self.generator.stream([prompt], options)
-        text, answer = "", None
+        text, completion = "", None
+        deltas = self.generator.stream([prompt], options)
         try:
-            while answer is None:
-                try:
-                    reply = next(stream)[0]
-                except StopIteration as finished:
-                    reply = finished.value[0]
-                    answer = finished.value[0].answers[0]
-                if reply is not None:
-                    new, text = reply.texts[0][len(text) :], reply.texts[0]
-                    yield new
+            for delta in deltas:
+                text += delta.text
+                completion = delta.result.completions[0] if delta.result else None
+                if delta.text:
+                    yield delta.text
         finally:
-            stream.close()
-            if text or answer is not None:
+            deltas.close()
+            if text or completion is not None:
                 turn = [Message(role="user", content=question), Message(role="assistant", content=text)]
                 self.messages = [*history, *turn]
-                self.facts = self._facts_of(prompt, text, answer, time.perf_counter() - start)
+                self.facts = self._facts_of(prompt, text, completion, time.perf_counter() - start)
 
-    def _facts_of(self, prompt: Prompt, text: str, answer: Answer | None, seconds: float) -> Facts:
+    def _facts_of(self, prompt: Prompt, text: str, completion: Completion | None, seconds: float) -> Facts:
         snapshot = self.generator.snapshot
-        tokens = len(snapshot.tokenizer.encode(text)) if answer is None else len(answer.ids)
+        tokens = len(snapshot.tokenizer.encode(text)) if completion is None else len(completion.ids)
         used = len(prompt.ids) + tokens
         left = max(snapshot.config.max_positions - used, 0)
-        reason = "stopped" if answer is None else answer.finish_reason
+        reason = "stopped" if completion is None else completion.finish_reason
         return Facts(tokens, seconds, used, left, reason, self._turns_left_out(prompt))
 
     def _turns_left_out(self, prompt: Prompt) -> int:

@@ -23,8 +23,9 @@ from modelscope_polylm.text.prompts import (
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
 
 ROOM_FOR_ANSWER = 128  # tokens kept free for the answer where only max_length says how long both may be together
-KEYS = ("text", "messages", "history")
-"""What an input that is a mapping may hold: a text, a conversation, or a text and the conversation before it."""
+KEYS = ("text", "messages", "history", "id")
+"""What an input that is a mapping may hold: a text, a conversation, or a text and the conversation before it; and an
+id, by which data sets tell their rows apart."""
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,8 @@ def _check_keys(given: Mapping[Any, Any]) -> None:
             "give it to the call" if name in options else "an input has 'text', 'messages', or 'text' and 'history'"
         )
         raise InputError(f"The input has {str(name)!r:.80}, which would not be used: {advice}.")
-    if "messages" in given and len(given) > 1:
-        other = next(name for name in given if name != "messages")
-        raise InputError(f"The input has both 'messages' and {other!r}: put everything into 'messages'.")
+    if other := [name for name in ("text", "history") if "messages" in given and name in given]:
+        raise InputError(f"The input has both 'messages' and {other[0]!r}: put everything into 'messages'.")
 
 
 def _history(history: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,24 +86,17 @@ def _stdin() -> bytes:
 
 def print_answers(generator: TextGenerator, prompt: Prompt, options: GenerationOptions) -> None:
     """Print the answer while it comes; of several answers each one at the end, best first."""
-    stream = generator.stream([prompt], options)
-    shown = 0
-    while True:
-        try:
-            reply = next(stream)[0]
-        except StopIteration as finished:
-            texts = finished.value[0].texts
-            break
-        if reply is not None:
-            write(reply.texts[0][shown:])
-            shown = len(reply.texts[0])
-    write("\n".join([texts[0][shown:], *texts[1:]]) + "\n")
+    with contextlib.closing(generator.stream([prompt], options)) as deltas:
+        for delta in deltas:
+            write(delta.text)
+            if delta.result is not None:
+                write("".join(f"\n{text}" for text in delta.result.texts[1:]) + "\n")
 
 
-def answer_record(reply: GenerationResult) -> dict[str, Any]:
+def answer_record(result: GenerationResult) -> dict[str, Any]:
     """The best answer's 'text', number of 'tokens' and 'finish_reason'; of several answers all 'texts' and 'scores'."""
-    best = reply.answers[0]
-    record = {"text": reply.texts[0], "tokens": len(best.ids), "finish_reason": best.finish_reason}
-    if len(reply.texts) > 1:
-        record |= {"texts": reply.texts, "scores": [answer.score for answer in reply.answers]}
+    best = result.completions[0]
+    record = {"text": result.texts[0], "tokens": len(best.ids), "finish_reason": best.finish_reason}
+    if len(result.texts) > 1:
+        record |= {"texts": result.texts, "scores": [completion.score for completion in result.completions]}
     return record

@@ -20,6 +20,7 @@ from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneratio
 from modelscope_polylm.plugin.outputs import Output, chat_output, stream_outputs, text_output
 from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
 from modelscope_polylm.plugin.registration import PIPELINE_TYPE
+from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 
@@ -34,7 +35,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
     An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, several of
     them in anything that can be iterated over, or an MsDataset. Options of a call are generation options,
-    `return_full_text` and `allow_role_markers`. Safe to use from several threads, whose calls run together.
+    `return_full_text`, `allow_role_markers`, and `system_message` ('refuse' or 'prepend'). Safe to use from several
+    threads, whose calls run together.
     """
 
     model_class: ClassVar[type[PolyLMForTextGeneration]] = PolyLMForTextGeneration
@@ -139,7 +141,11 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
     def _sanitize_parameters(self, **parameters: Any) -> Stages:
         """The parameters of `preprocess`, `forward` and `postprocess`. Raises OptionError."""
-        reading = {"allow_role_markers": bool(_flag(parameters, "allow_role_markers")), "chat": self.text_is_message}
+        reading = {
+            "allow_role_markers": bool(_flag(parameters, "allow_role_markers")),
+            "system_message": _system_message(parameters),
+            "chat": self.text_is_message,
+        }
         showing = self._showing_parameters(parameters)
         running = {"options": self._generator.options(parameters)}
         return {**reading, **running}, running, {**showing, **running}
@@ -205,6 +211,13 @@ def _checked_batch_size(batch_size: int | None) -> int | None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise OptionError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
     return batch_size
+
+
+def _system_message(parameters: Parameters) -> str:
+    value = parameters.pop("system_message", None)
+    if value not in (None, *SYSTEM_MESSAGES):
+        raise OptionError(f"system_message={value!r} is not one of {', '.join(map(repr, SYSTEM_MESSAGES))}.")
+    return value or "refuse"
 
 
 def _flag(parameters: Parameters, name: str) -> bool | None:

@@ -42,11 +42,11 @@ class Metrics:
     def _histogram(self, name: str, help: str) -> Histogram:
         return Histogram(name, help, buckets=SECONDS, registry=self.registry)
 
-    def watch(self, status: Callable[[], EngineStatus], waiting: Callable[[], int]) -> None:
-        """Read the state of the engine, and how many requests wait for rows, whenever the metrics are read."""
+    def watch(self, status: Callable[[], EngineStatus], waiting: Callable[[], int], rows: Callable[[], int]) -> None:
+        """Read the state of the engine and of the requests whenever the metrics are read."""
         for name, help, value in (
             ("polylm_waiting_requests", "Requests that wait for others to end.", waiting),
-            ("polylm_running_rows", "Rows being computed.", lambda: status().running_rows),
+            ("polylm_running_rows", "Rows being computed whose clients still wait.", rows),
             ("polylm_cache_tokens", "Tokens that the KV cache has room for.", lambda: status().cache_tokens),
             ("polylm_used_cache_tokens", "Tokens of it in use.", lambda: status().used_cache_tokens),
         ):

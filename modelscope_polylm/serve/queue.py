@@ -64,7 +64,7 @@ class RequestQueue:
         self._told: list[tuple[RequestState, Delta | BaseException]] = []
         self._lock = threading.Lock()
         self._recent_seconds = 1.0
-        metrics.watch(self._engine.status, lambda: len(self._without_rows()))
+        metrics.watch(self._engine.status, lambda: len(self._without_rows()), self._running_rows)
 
     def submit(self, request: ParsedRequest) -> RequestState:
         """Begin a request, which has to be left when nobody waits for it any more.
@@ -106,6 +106,9 @@ class RequestQueue:
         self.end()
         for state in list(self._submitted):
             self._close(state)
+
+    def _running_rows(self) -> int:
+        return sum(state.request.rows for state in self._submitted if state.started)
 
     def _without_rows(self, more: int = 0) -> list[int]:
         """Rows of the requests that wait for others to end, among them one that has so many rows and comes last."""

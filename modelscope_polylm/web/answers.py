@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -11,17 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import DeviceError, PolyLMError
+from modelscope_polylm.generator import GenerationResult
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.generator import GenerationResult, TextGenerator
+    from modelscope_polylm.generator import TextGenerator
     from modelscope_polylm.inputs import Prompt
 
 logger = logging.getLogger(__name__)
 
 BETWEEN_UPDATES = 0.05
 """Seconds between two updates; tokens that come faster are shown together."""
-WITHOUT_NEWS = 0.25
+MOST_SECONDS = 0.25
 """Seconds after which there is an update even if nothing is new, so that the caller can go away."""
 
 
@@ -30,20 +32,20 @@ class Progress:
     """What is known of an answer.
 
     Attributes:
-        reply: the reply so far; None while nothing is known.
-        complete: whether the reply is the last.
+        result: the answer so far; None while nothing is known.
+        complete: whether the answer is complete.
     """
 
-    reply: GenerationResult | None = None
+    result: GenerationResult | None = None
     complete: bool = False
 
 
-class _Job:
+class _Waiting:
     """A prompt that waits for its answer or is being answered."""
 
     def __init__(self, prompt: Prompt, options: GenerationOptions) -> None:
         self.prompt, self.options = prompt, options
-        self.news: queue.SimpleQueue[Progress | BaseException] = queue.SimpleQueue()
+        self.updates: queue.SimpleQueue[Progress | BaseException] = queue.SimpleQueue()
         self.stopped = threading.Event()
 
 
@@ -58,60 +60,60 @@ class Answers:
 
     def __init__(self, generator: TextGenerator, at_once: int = 1, waiting: int = 32) -> None:
         self.generator = generator
-        self._jobs: queue.Queue[_Job] = queue.Queue(waiting)
+        self._queue: queue.Queue[_Waiting] = queue.Queue(waiting)
         for _ in range(at_once):
             threading.Thread(target=self._work, daemon=True).start()
 
     def stream(self, prompt: Prompt, options: GenerationOptions) -> Generator[Progress, None, None]:
-        """Yield the progress of an answer, the complete reply last; while nothing is new, the same again.
+        """Yield the progress of an answer, the complete answer last; while nothing is new, the same again.
 
         Closing it stops the answer with the next step.
 
         Raises:
             PolyLMError: too many answers are waiting, or what the generator raises.
         """
-        job = _Job(prompt, options)
+        waiting = _Waiting(prompt, options)
         try:
-            self._jobs.put_nowait(job)
+            self._queue.put_nowait(waiting)
         except queue.Full:
             raise DeviceError(
-                f"{self._jobs.maxsize} others are waiting for an answer already: try again later."
+                f"{self._queue.maxsize} others are waiting for an answer already: try again later."
             ) from None
         progress = Progress()
         try:
             while not progress.complete:
-                progress = _newest(job.news, progress)
+                progress = _newest(waiting.updates, progress)
                 yield progress
                 time.sleep(0 if progress.complete else BETWEEN_UPDATES)
         finally:
-            job.stopped.set()
+            waiting.stopped.set()
 
     def _work(self) -> None:
         while True:
-            job = self._jobs.get()
+            waiting = self._queue.get()
             try:
-                if not job.stopped.is_set():
-                    self._answer(job)
+                if not waiting.stopped.is_set():
+                    self._answer(waiting)
             except BaseException as error:
-                job.news.put(error)
+                waiting.updates.put(error)
 
-    def _answer(self, job: _Job) -> None:
-        stream = self.generator.stream([job.prompt], job.options)
-        try:
-            while not job.stopped.is_set():
-                job.news.put(Progress(next(stream)[0]))
-        except StopIteration as finished:
-            job.news.put(Progress(finished.value[0], complete=True))
-        finally:
-            stream.close()
+    def _answer(self, waiting: _Waiting) -> None:
+        head, text = self.generator.prompt_text(waiting.prompt), ""
+        with contextlib.closing(self.generator.stream([waiting.prompt], waiting.options)) as deltas:
+            for delta in deltas:
+                text += delta.text
+                result = delta.result or (GenerationResult(head, [text], ()) if text else None)
+                waiting.updates.put(Progress(result, complete=delta.result is not None))
+                if waiting.stopped.is_set():
+                    return
 
 
-def _newest(news: queue.SimpleQueue[Progress | BaseException], known: Progress) -> Progress:
-    """Wait for news, but not long; skip to the newest. Raises what the answering thread raised."""
+def _newest(updates: queue.SimpleQueue[Progress | BaseException], known: Progress) -> Progress:
+    """Wait for an update, but not long; skip to the newest. Raises what the answering thread raised."""
     try:
-        item: Progress | BaseException = news.get(timeout=WITHOUT_NEWS)
-        while not news.empty():
-            item = news.get()
+        item: Progress | BaseException = updates.get(timeout=MOST_SECONDS)
+        while not updates.empty():
+            item = updates.get()
     except queue.Empty:
         return known
     if isinstance(item, BaseException):

@@ -104,29 +104,29 @@ class Chat:
         prompt = self._generator.reader.read({"messages": [*self._remembered(earlier), question]}, options)
         with contextlib.closing(self._answers.stream(prompt, options)) as stream:
             for progress in stream:
-                messages, seconds = _turn(earlier, text, self._own_turn(progress.reply)), time.perf_counter() - start
+                messages, seconds = _turn(earlier, text, self._own_turn(progress.result)), time.perf_counter() - start
                 if progress.complete:
-                    yield ChatView(messages, status=self._summary(prompt, progress.reply, seconds))
+                    yield ChatView(messages, status=self._summary(prompt, progress.result, seconds))
                 elif stop_sign.raised:
                     yield ChatView(messages, status=f"Stopped after {seconds:.2f} s")
                     return
                 else:
-                    status = f"{seconds:.1f} s" if progress.reply else f"{WAITING}, {seconds:.1f} s"
+                    status = f"{seconds:.1f} s" if progress.result else f"{WAITING}, {seconds:.1f} s"
                     yield ChatView(messages, busy=True, status=status)
 
     def _remembered(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The earlier messages that the model is given: none where it has no format for several turns."""
         return messages if known_format(self._generator.snapshot.prompt_format).earlier_turn is not None else []
 
-    def _own_turn(self, reply: GenerationResult | None) -> str:
+    def _own_turn(self, result: GenerationResult | None) -> str:
         """The answer without turns that the model went on to write; sent back, their markers would be refused."""
-        text = reply.texts[0] if reply else ""
+        text = result.texts[0] if result else ""
         for marker in known_format(self._generator.snapshot.prompt_format).role_markers:
             text = text.partition(marker)[0]
         return text
 
-    def _summary(self, prompt: Prompt, reply: GenerationResult | None, seconds: float) -> str:
-        tokens = len(reply.answers[0].ids) if reply else 0
+    def _summary(self, prompt: Prompt, result: GenerationResult | None, seconds: float) -> str:
+        tokens = len(result.completions[0].ids) if result else 0
         used = len(prompt.ids) + tokens
         context = self._generator.snapshot.config.max_positions
         return f"{tokens} tokens in {seconds:.2f} s · {used:,} of {context:,} tokens of the context used"

@@ -62,16 +62,19 @@ def translate(
         prompt = answers.generator.reader.read(request(text.strip(), source, target), options, chat=True)
         for progress in answers.stream(prompt, options):
             seconds = time.perf_counter() - start
-            if progress.complete and progress.reply:
-                yield TranslationView(_translations(progress.reply), f"{beams} beams in {seconds:.2f} s")
+            if progress.complete and progress.result:
+                yield TranslationView(_translations(progress.result), f"{beams} beams in {seconds:.2f} s")
             else:
                 yield TranslationView(status=f"{seconds:.1f} s")
     except Exception as error:
         yield TranslationView(problem=explain(error))
 
 
-def _translations(reply: GenerationResult) -> list[Translation]:
-    return [Translation(text.strip(), answer.score) for text, answer in zip(reply.texts, reply.answers, strict=True)]
+def _translations(result: GenerationResult) -> list[Translation]:
+    return [
+        Translation(text.strip(), completion.score)
+        for text, completion in zip(result.texts, result.completions, strict=True)
+    ]
 
 
 def table(translations: Sequence[Translation], language: str) -> str:

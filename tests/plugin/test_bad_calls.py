@@ -17,7 +17,11 @@ BAD_INPUTS = {
     "none": None,
     "bytes": b"Paris",
     "integer": 7,
-    "tuple": ("a", "b"),
+    "unknown key": {"text": "a", "label": 1},
+    "option in a row": {"text": "a", "max_new_tokens": 2},
+    "system in a row": {"text": "a", "system": "Be short."},
+    "messages and text": {"text": "a", "messages": [USER]},
+    "history of texts": {"text": "a", "history": "Hello"},
     "too long": "Paris " * 300,
     "lone surrogate": "Paris \ud83d",
     "no messages": {"messages": []},
@@ -100,7 +104,7 @@ def test_a_bad_item_is_named_before_anything_runs(
     def refuse(*arguments: Any) -> None:
         raise AssertionError("the backend ran")
 
-    monkeypatch.setattr(pipe._generator.backend, "stream", refuse)
+    monkeypatch.setattr(pipe._generator.backend, "submit", refuse)
     with pytest.raises(InputError, match=r"Input 3: .*not bytes"):
         pipe(["a", "b", "c", b"d", "e"], batch_size=batch_size, **GREEDY)
 

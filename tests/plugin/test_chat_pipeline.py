@@ -10,7 +10,7 @@ from modelscope.pipelines import pipeline
 from modelscope.utils.constant import Tasks
 
 from modelscope_polylm import PolyLMChatPipeline, PolyLMTextGenerationPipeline
-from modelscope_polylm.errors import OptionError
+from modelscope_polylm.errors import InputError, OptionError
 
 GREEDY = {"do_sample": False, "num_beams": 1, "max_new_tokens": 8}
 USER = {"role": "user", "content": "Hi"}
@@ -66,3 +66,33 @@ def test_the_factory(random_snapshot: Path) -> None:
 def test_there_is_no_prompt_to_return(chat: PolyLMChatPipeline) -> None:
     with pytest.raises(OptionError, match="return_full_text"):
         chat([USER], return_full_text=True)
+
+
+@pytest.mark.parametrize("form", ["messages", "pairs"])
+def test_a_text_goes_on_with_its_history(chat: PolyLMChatPipeline, form: str) -> None:
+    first = chat({"text": "Hi", "history": []}, **GREEDY)
+    earlier = first["history"] if form == "messages" else [("Hi", first["response"])]
+    second = chat({"text": "And?", "history": earlier}, **GREEDY)
+    assert second == chat([*first["history"], {"role": "user", "content": "And?"}], **GREEDY)
+    assert [message["content"] for message in second["history"][:3]] == ["Hi", first["response"], "And?"]
+
+
+def test_a_history_makes_a_conversation_of_a_text(chat: PolyLMChatPipeline, pipe: PolyLMTextGenerationPipeline) -> None:
+    value = {"text": "And?", "history": [("Hi", "Hello")]}
+    assert pipe(value, **GREEDY)["message"] == chat(value, **GREEDY)["message"]
+
+
+def test_nulls_of_a_table_are_no_values(chat: PolyLMChatPipeline) -> None:
+    expected = chat([USER], **GREEDY)
+    assert chat({"text": None, "messages": [USER], "history": None}, **GREEDY) == expected
+    assert chat({"text": "Hi", "messages": None}, **GREEDY) == expected
+
+
+def test_system_messages(chat: PolyLMChatPipeline) -> None:
+    value = [{"role": "system", "content": "Be short."}, USER]
+    with pytest.raises(InputError, match="system"):
+        chat(value, **GREEDY)
+    joined = chat([{"role": "user", "content": "Be short.\n\nHi"}], **GREEDY)
+    assert chat(value, system_message="prepend", **GREEDY) == joined
+    with pytest.raises(OptionError, match="system_message='keep' is not one of 'refuse', 'prepend'"):
+        chat(value, system_message="keep", **GREEDY)

@@ -106,7 +106,7 @@ def test_settings_of_configuration_json_are_no_options(random_snapshot: Path, tm
     configuration = json.loads(file.read_text())
     configuration["model"] = {"type": "polylm", "language": "multilingual"}
     file.write_text(json.dumps(configuration))
-    assert Model.from_pretrained(str(folder), device="cpu").generator.snapshot.prompt_format.name == "base"
+    assert Model.from_pretrained(str(folder), device="cpu").generator.snapshot.folder == folder
 
 
 def test_the_model_is_not_moved(model: PolyLMForTextGeneration) -> None:

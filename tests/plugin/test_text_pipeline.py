@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -86,6 +88,24 @@ def test_empty_list(pipe: PolyLMTextGenerationPipeline) -> None:
 
 def test_a_batch_size_for_one_input(pipe: PolyLMTextGenerationPipeline) -> None:
     assert pipe(TEXT, batch_size=4, **GREEDY) == pipe(TEXT, **GREEDY)
+
+
+COLLECTIONS = {
+    "tuple": tuple,
+    "generator": lambda texts: (text for text in texts),
+    "array": numpy.array,
+    "series": lambda texts: pandas.Series(texts, index=[7] * len(texts)),
+    "column": lambda texts: Dataset.from_dict({"text": texts})["text"],
+}
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+def test_collections_are_lists(pipe: PolyLMTextGenerationPipeline, name: str) -> None:
+    assert pipe(COLLECTIONS[name](PROMPTS), **GREEDY) == pipe(PROMPTS, **GREEDY)
+
+
+def test_no_inputs_give_no_outputs(pipe: PolyLMTextGenerationPipeline) -> None:
+    assert pipe([], **GREEDY) == [] and pipe((), **GREEDY) == []
 
 
 def data_set(texts: list[str]) -> MsDataset:

@@ -51,7 +51,7 @@ class Running:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
     def is_idle(self) -> bool:
-        gauges = ("polylm_waiting_requests", "polylm_running_rows", "polylm_running_batches")
+        gauges = ("polylm_waiting_requests", "polylm_running_rows", "polylm_used_cache_tokens")
         return not any(map(self.metric, gauges))
 
     def end(self) -> None:
@@ -84,7 +84,7 @@ def serving(
         client.close()
         running.end()
         thread.join(60)
-        native.scheduler.stop()
+        native.queue.stop()
     assert not thread.is_alive()
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
-from modelscope_polylm.backends.base import Backend
-from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.generation.runner import Runner
 from modelscope_polylm.generator import TextGenerator
 from tests.serve.running import (
     ANSWER,
@@ -46,34 +46,24 @@ def send(server: Running, body: dict[str, Any]) -> socket.socket:
 
 
 class Steps:
-    """Counts the steps of a backend; from `hold_at` on they wait for `go_on`."""
+    """Counts the engine's steps; while `go_on` is not set, or from `hold_at` on, they wait for it."""
 
-    def __init__(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.closed = 0, threading.Event()
-        self.hold_at, self.go_on = 0, threading.Event()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.hold_at, self.go_on = 0, 0, threading.Event()
         self.go_on.set()
-        stream = backend.stream
+        step = Runner.step
 
-        def counted(*arguments: Any) -> Generator[Any, None, Any]:
-            updates = stream(*arguments)
-            try:
-                while True:
-                    update = next(updates)
-                    self.count += 1
-                    yield update
-                    assert self.count < self.hold_at or self.go_on.wait(60)
-            except StopIteration as finished:
-                return finished.value
-            finally:
-                updates.close()
-                self.closed.set()
+        def counted(runner: Runner, active: Any) -> Any:
+            self.count += 1
+            assert self.count < self.hold_at or self.go_on.wait(60)
+            return step(runner, active)
 
-        monkeypatch.setattr(backend, "stream", counted)
+        monkeypatch.setattr(Runner, "step", counted)
 
 
 @pytest.fixture
-def steps(tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
-    counted = Steps(tiny.backend, monkeypatch)
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    counted = Steps(monkeypatch)
     yield counted
     counted.go_on.set()
 
@@ -92,12 +82,11 @@ def test_a_killed_client_frees_its_place_within_two_steps(
         assert server.metric("polylm_running_rows") == 0
         taken = steps.count
         steps.go_on.set()
-        assert steps.closed.wait(20)
-        assert steps.count <= taken + 2
         wait_for(server.is_idle)
+        assert steps.count <= taken + 2
 
 
-def test_the_place_of_a_killed_client_is_taken_while_its_batch_goes_on(tiny: TextGenerator, steps: Steps) -> None:
+def test_the_rows_of_a_killed_client_are_taken_while_others_go_on(tiny: TextGenerator, steps: Steps) -> None:
     with serving(tiny, defaults=NARROW, rows=2) as server, ThreadPoolExecutor(2) as pool:
         connections = [send(server, long(stream=True)) for _ in range(2)]
         wait_for(lambda: server.metric("polylm_running_rows") == 2 and steps.count >= 2)
@@ -105,7 +94,7 @@ def test_the_place_of_a_killed_client_is_taken_while_its_batch_goes_on(tiny: Tex
         waiting = pool.submit(server.post, CHAT, chat(num_beams=1))
         wait_for(lambda: server.metric("polylm_waiting_requests") == 1)
         connections[0].close()
-        wait_for(lambda: server.metric("polylm_waiting_requests") == 0)
+        wait_for(lambda: server.metric("polylm_cancelled_requests_total") == 1)
         steps.go_on.set()
         assert waiting.result().json()["choices"][0]["message"]["content"] == ANSWER
         connections[1].close()
@@ -113,9 +102,9 @@ def test_the_place_of_a_killed_client_is_taken_while_its_batch_goes_on(tiny: Tex
 
 
 def test_clients_that_leave_the_queue(tiny: TextGenerator) -> None:
-    with serving(tiny, defaults=NARROW, batches=1, rows=1) as server:
+    with serving(tiny, defaults=NARROW, rows=1) as server:
         running = send(server, long(stream=True))
-        wait_for(lambda: server.metric("polylm_running_batches") == 1)
+        wait_for(lambda: server.metric("polylm_running_rows") == 1)
         waiting = [send(server, long(stream=stream)) for stream in (True, False)]
         wait_for(lambda: server.metric("polylm_waiting_requests") == 2)
         for connection in waiting:
@@ -126,7 +115,7 @@ def test_clients_that_leave_the_queue(tiny: TextGenerator) -> None:
 
 
 def test_a_full_queue(tiny: TextGenerator) -> None:
-    with serving(tiny, defaults=NARROW, batches=1, rows=1, queue=2) as server:
+    with serving(tiny, defaults=NARROW, rows=1, queue=2) as server:
         connections = [send(server, long(stream=True, seed=index)) for index in range(3)]
         wait_for(lambda: server.metric("polylm_waiting_requests") == 2)
         for stream in (True, False):
@@ -140,13 +129,30 @@ def test_a_full_queue(tiny: TextGenerator) -> None:
         assert server.post(CHAT, chat(num_beams=1)).status_code == 200
 
 
-def test_requests_with_other_options_run_beside(tiny: TextGenerator) -> None:
-    with serving(tiny, batches=2) as server:
+def test_requests_with_other_options_run_together(tiny: TextGenerator) -> None:
+    with serving(tiny) as server:
         first = send(server, long(stream=True))
-        wait_for(lambda: server.metric("polylm_running_batches") == 1)
+        wait_for(lambda: server.metric("polylm_running_rows") > 0)
+        rows = server.metric("polylm_running_rows")
         assert server.post(CHAT, chat()).json()["choices"][0]["message"]["content"] == ANSWER
-        assert server.metric("polylm_running_batches") == 1
+        assert server.metric("polylm_running_rows") == rows
         first.close()
+
+
+def test_a_newcomer_gets_its_first_token_within_two_steps(tiny: TextGenerator, steps: Steps) -> None:
+    with serving(tiny, defaults=NARROW) as server:
+        running = [send(server, long(stream=True)) for _ in range(16)]
+        wait_for(lambda: server.metric("polylm_running_rows") == 16)
+        before = steps.count
+        with server.http.stream("POST", CHAT, json=chat(stream=True, num_beams=1)) as response:
+            pieces = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
+            assert any(piece["choices"][0]["delta"].get("content") for piece in pieces)
+            # the request itself takes a few steps to arrive
+            assert server.metric("polylm_first_text_seconds_count") >= 1
+        assert steps.count > before
+        for connection in running:
+            connection.close()
+        wait_for(server.is_idle)
 
 
 def test_short_answers_do_not_wait_for_long_ones_of_their_batch(tiny: TextGenerator, steps: Steps) -> None:
@@ -161,13 +167,12 @@ def test_short_answers_do_not_wait_for_long_ones_of_their_batch(tiny: TextGenera
         assert not long.done()
         steps.go_on.set()
         assert long.result().json()["usage"]["completion_tokens"] == 10
-        assert (server.metric("polylm_batch_rows_count"), server.metric("polylm_batch_rows_sum")) == (1, 2)
 
 
 def test_the_end_finishes_what_runs_and_refuses_what_waits(tiny: TextGenerator) -> None:
-    with serving(tiny, defaults=NARROW, batches=1, rows=1) as server, ThreadPoolExecutor(3) as pool:
+    with serving(tiny, defaults=NARROW, rows=1) as server, ThreadPoolExecutor(3) as pool:
         running = pool.submit(server.post, COMPLETIONS, long())
-        wait_for(lambda: server.metric("polylm_running_batches") == 1)
+        wait_for(lambda: server.metric("polylm_running_rows") == 1)
         waiting = pool.submit(server.post, COMPLETIONS, long())
         wait_for(lambda: server.metric("polylm_waiting_requests") == 1)
         server.end()
@@ -180,19 +185,29 @@ def test_the_end_finishes_what_runs_and_refuses_what_waits(tiny: TextGenerator) 
 
 
 def test_what_the_device_cannot_hold_together_runs_apart(tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = tiny.backend.stream
+    prefill = Runner.prefill
 
-    def small(prompts: Any, options: Any) -> Any:
-        if len(prompts) > 1:
-            raise DeviceError("There is room for one row.")
-        return stream(prompts, options)
+    def small(runner: Runner, admitted: Any) -> Any:
+        if len(admitted) > 1:
+            raise torch.OutOfMemoryError("There is room for one row.")
+        return prefill(runner, admitted)
 
-    monkeypatch.setattr(tiny.backend, "stream", small)
+    monkeypatch.setattr(Runner, "prefill", small)
     with serving(tiny) as server, ThreadPoolExecutor(4) as pool:
-        for response in pool.map(lambda _: server.post(CHAT, chat(num_beams=1)), range(4)):
-            assert response.json()["choices"][0]["message"]["content"] == ANSWER
-        refused = server.post(CHAT, chat(temperature=0, n=2))
-        assert (refused.status_code, error_of(refused)["message"]) == (503, "There is room for one row.")
+        for response in pool.map(lambda _: server.post(CHAT, chat(num_beams=1, n=2, temperature=0)), range(4)):
+            assert [choice["message"]["content"] for choice in response.json()["choices"]] == [ANSWER] * 2
+
+
+def test_an_error_of_the_engine_is_told(tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(runner: Runner, admitted: Any) -> Any:
+        raise torch.OutOfMemoryError("There is no room.")
+
+    with serving(tiny) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(Runner, "prefill", fail)
+            refused = server.post(CHAT, chat(num_beams=1))
+        assert refused.status_code == 503 and "ran out of memory" in error_of(refused)["message"]
+        assert server.post(CHAT, chat(num_beams=1)).status_code == 200
 
 
 def test_defaults_of_the_server(tiny: TextGenerator) -> None:

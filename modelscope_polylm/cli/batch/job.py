@@ -184,7 +184,7 @@ class Work:
                 return [{"error": str(error)}]
             half = len(prompts) // 2
             return self._answers(prompts[:half]) + self._answers(prompts[half:])
-        self.report(len(prompts), 0, sum(len(answer.ids) for reply in replies for answer in reply.answers))
+        self.report(len(prompts), 0, sum(len(completion.ids) for reply in replies for completion in reply.completions))
         return [answer_record(reply) for reply in replies]
 
     def _replies(self, prompts: list[Prompt]) -> list[GenerationResult]:

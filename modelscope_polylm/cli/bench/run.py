@@ -25,7 +25,7 @@ from modelscope_polylm.cli.bench.workloads import (
 )
 from modelscope_polylm.errors import DeviceError, OptionError
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.kernels.lm_head import output_best
+from modelscope_polylm.network.kernels.lm_head import lm_head_topk
 from modelscope_polylm.snapshot import Snapshot
 
 ENGINES: dict[str, Callable[[Snapshot, torch.device, torch.dtype], BenchEngine]] = {
@@ -128,7 +128,7 @@ def read_bandwidth(device: torch.device) -> float:
         seconds = [timed(lambda: [product() for _ in range(calls)]) for _ in range(8)]
         return calls * matrix.numel() * 2 / statistics.median(seconds[3:])
 
-    return max(rate(lambda: torch.mv(matrix, vector)), rate(lambda: output_best(vector[None], matrix, 1, rows)))
+    return max(rate(lambda: torch.mv(matrix, vector)), rate(lambda: lm_head_topk(vector[None], matrix, 1, rows)))
 
 
 def compute_rate(device: torch.device, dtype: torch.dtype) -> float:
