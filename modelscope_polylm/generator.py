@@ -6,7 +6,6 @@ import difflib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Backend, Completion, DeltaStream
     from modelscope_polylm.snapshot import Snapshot
 
+
+Item = tuple[Prompt, GenerationOptions]
 
 LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release")
 
@@ -146,20 +147,23 @@ class TextGenerator:
     ) -> Iterator[GenerationResult | PolyLMError]:
         """Answer any number of prompts, in order; so many are kept in flight that the device has always work.
 
-        A prompt that cannot be answered gives its error, and the others go on.
+        A prompt that cannot be answered gives its error, and the others go on. An error of `prompts` itself is raised
+        after the answers to the prompts before it.
         """
-        waiting: deque[tuple[list[Prompt], DeltaStream]] = deque()
         joins = self.backend.joins_requests
         size = 1 if joins else at_once or 1
         window = at_once or self.backend.window if joins else self.backend.window
-        parts = iter(prompts)
+        waiting: deque[tuple[list[Prompt], DeltaStream]] = deque()
+        parts = _Parts(iter(prompts), size)
         while True:
-            while len(waiting) < window and (part := list(islice(parts, size))):
+            while len(waiting) < window and (part := parts.next()):
                 own = [prompt for prompt, _ in part]
                 waiting.append((own, self._submit(own, [options for _, options in part], at_once, partial=False)))
             if not waiting:
-                return
+                break
             yield from self._results_or_errors(*waiting.popleft())
+        if parts.error is not None:
+            raise parts.error
 
     def result(self, prompt: Prompt, completions: Sequence[Completion]) -> GenerationResult:
         """The answers to a prompt as texts."""
@@ -207,6 +211,26 @@ class TextGenerator:
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as its tokens decode."""
         return self.snapshot.tokenizer.decode(prompt.ids, skip_special_tokens=True)
+
+
+class _Parts:
+    """The items of an iterator in lists; an error of the iterator is kept until what came before it is done."""
+
+    def __init__(self, items: Iterator[Item], size: int) -> None:
+        self._items, self._size = items, size
+        self.error: PolyLMError | None = None
+
+    def next(self) -> list[Item]:
+        """The next items, none at the end or after an error."""
+        part: list[Item] = []
+        while self.error is None and len(part) < self._size:
+            try:
+                part.append(next(self._items))
+            except StopIteration:
+                break
+            except PolyLMError as error:
+                self.error = error
+        return part
 
 
 def _packaged(folder: str | Path, release: str | None) -> Path:

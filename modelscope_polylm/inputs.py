@@ -85,7 +85,8 @@ class InputReader:
             text = _plain_text(value)
             return self._with_room(Prompt(text, self.tokenizer.encode(text)), options)
         prompt_format = known_format(self.prompt_format)
-        checked = check_messages(join_turns(messages, system_message), allow_role_markers, prompt_format)
+        turns = join_turns(messages, system_message) if isinstance(messages, (list, tuple)) else messages
+        checked = check_messages(turns, allow_role_markers, prompt_format)
         kept = fit_messages(checked, prompt_format, self._count_tokens, limit)
         text = render(kept, prompt_format)
         return self._with_room(Prompt(text, self.tokenizer.encode(text), checked), options)
@@ -141,16 +142,21 @@ def as_list(values: Iterable[Any]) -> list[Any]:
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
-def _messages(value: Any, chat: bool) -> Sequence[Any] | None:
+def _messages(value: Any, chat: bool) -> Any:
     """The conversation of an input; None for a plain text. Raises InputError for a key that would be dropped."""
     if not isinstance(value, Mapping):
         if is_conversation(value):
-            return value  # type: ignore[no-any-return]
+            return value
         return [{"role": USER, "content": _plain_text(value)}] if chat else None
+    # a table of texts and conversations has a null where a row has the other one
     given = {name: part for name, part in value.items() if part is not None}
+    if not any(name in given for name in ("text", "messages")):
+        if "text" not in value and "messages" in value:
+            return value["messages"]
+        return [{"role": USER, "content": _plain_text(value)}] if chat else None
     _check_keys(given)
     if "messages" in given:
-        return given["messages"]  # type: ignore[no-any-return]
+        return given["messages"]
     if "history" in given or chat:
         return [*_history(given.get("history", ())), {"role": USER, "content": _plain_text(given)}]
     return None
@@ -188,7 +194,7 @@ def _is_message(item: Any) -> bool:
 
 def _plain_text(value: Any) -> str:
     """The text of an input that is no conversation: the input itself, or its 'text'. Raises InputError."""
-    if isinstance(value, Mapping) and value.get("text") is None:
+    if isinstance(value, Mapping) and "text" not in value:
         raise InputError(f"A row needs 'text' or 'messages', but this one has the keys {sorted(map(str, value))}.")
     text = value["text"] if isinstance(value, Mapping) else value
     check_text(text)

@@ -38,7 +38,7 @@ def test_a_text_in_a_chat_is_a_message(reader: InputReader, value: Any) -> None:
     assert prompt.messages == [USER]
 
 
-@pytest.mark.parametrize("value", [{"messages": [USER]}, [USER], {"messages": [USER], "text": "not this"}])
+@pytest.mark.parametrize("value", [{"messages": [USER]}, [USER], {"messages": [USER], "text": None, "id": 3}])
 def test_conversations(reader: InputReader, value: Any) -> None:
     prompt = reader.read(value, options())
     assert prompt.text == "<|user|>\nHi\n<|assistant|>\n"

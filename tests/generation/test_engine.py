@@ -227,6 +227,37 @@ def test_a_stream_that_nobody_reads_is_cancelled(engine, how):
     assert engine.status().used_cache_tokens == 0
 
 
+def test_a_newcomer_gets_its_first_token_within_two_steps(model, monkeypatch):
+    engine = engine_of(model)
+    steps, step = [], engine_module.Runner.step
+
+    def counted(self, active):
+        steps.append(len(active))
+        return step(self, active)
+
+    monkeypatch.setattr(engine_module.Runner, "step", counted)
+    running = submit(engine, [[1 + row] for row in range(64)], max_new_tokens=90, eos_token_id=299)
+    for _ in range(3):
+        next(running)
+    while not steps or steps[-1] < 64:
+        time.sleep(0.001)
+    first, seen = threading.Event(), []
+
+    def listen(item):
+        if item.ids and not seen:
+            seen.append(len(steps))
+            first.set()
+
+    before = len(steps)
+    request = checked_requests([PROMPTS[0]], GenerationOptions(max_new_tokens=5), engine.decoder.config)
+    handle = engine.submit(request, listener=listen)
+    assert first.wait(60)
+    # the step that ran when it came, and the one that its prefill precedes
+    assert seen[0] - before <= 2
+    handle.close()
+    running.close()
+
+
 def test_cancelling_what_waits(model):
     engine = engine_of(model, max_rows=1)
     first = submit(engine, [PROMPTS[0]], max_new_tokens=40, eos_token_id=299)

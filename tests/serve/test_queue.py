@@ -139,22 +139,6 @@ def test_requests_with_other_options_run_together(tiny: TextGenerator) -> None:
         first.close()
 
 
-def test_a_newcomer_gets_its_first_token_within_two_steps(tiny: TextGenerator, steps: Steps) -> None:
-    with serving(tiny, defaults=NARROW) as server:
-        running = [send(server, long(stream=True)) for _ in range(16)]
-        wait_for(lambda: server.metric("polylm_running_rows") == 16)
-        before = steps.count
-        with server.http.stream("POST", CHAT, json=chat(stream=True, num_beams=1)) as response:
-            pieces = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
-            assert any(piece["choices"][0]["delta"].get("content") for piece in pieces)
-            # the request itself takes a few steps to arrive
-            assert server.metric("polylm_first_text_seconds_count") >= 1
-        assert steps.count > before
-        for connection in running:
-            connection.close()
-        wait_for(server.is_idle)
-
-
 def test_short_answers_do_not_wait_for_long_ones_of_their_batch(tiny: TextGenerator, steps: Steps) -> None:
     # without their own end token both go on until this full stop, German for seven tokens and Japanese for ten
     options = {"num_beams": 1, "eos_token_id": tiny.snapshot.tokenizer.encode("Italien.")[-1]}
