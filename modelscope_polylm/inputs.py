@@ -152,7 +152,7 @@ def _messages(value: Any, chat: bool) -> Any:
     given = {name: part for name, part in value.items() if part is not None}
     if not any(name in given for name in ("text", "messages")):
         if "text" not in value and "messages" in value:
-            return value["messages"]
+            return check_messages(value["messages"])
         return [{"role": USER, "content": _plain_text(value)}] if chat else None
     _check_keys(given)
     if "messages" in given:
