@@ -20,8 +20,9 @@ import pytest
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.serve.command import model_names
 from tests.commands import Outcome
+from tests.http.running import wait_for
 from tests.processes import POLYLM, environment
-from tests.serve.running import CHAT, COMPLETIONS, LONG, chat, completion, wait_for
+from tests.serve.running import CHAT, COMPLETIONS, LONG, chat, completion
 
 Polylm = Callable[..., Outcome]
 

@@ -14,6 +14,7 @@ import pytest
 from modelscope_polylm.backends.base import Backend
 from modelscope_polylm.errors import DeviceError
 from modelscope_polylm.generator import TextGenerator
+from tests.http.running import wait_for
 from tests.serve.running import (
     ANSWER,
     CHAT,
@@ -25,7 +26,6 @@ from tests.serve.running import (
     completion,
     error_of,
     serving,
-    wait_for,
 )
 
 NARROW = {"num_beams": 1}
@@ -174,7 +174,7 @@ def test_the_end_finishes_what_runs_and_refuses_what_waits(tiny: TextGenerator) 
         refused = waiting.result()
         assert (refused.status_code, error_of(refused)["code"]) == (503, "shutting_down")
         assert running.result().json()["usage"]["completion_tokens"] == 400
-        server.thread.join(30)
+        wait_for(lambda: not server.server.server_state.tasks)
         with pytest.raises(ConnectionRefusedError):
             server.connect()
 
