@@ -38,7 +38,7 @@ def test_a_client_that_does_not_read(tiny: TextGenerator) -> None:
         deaf = socket.socket()
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         deaf.connect(("127.0.0.1", server.port))
-        body = json.dumps(completion(**LONG, stream=True, n=8)).encode()
+        body = json.dumps(completion(**{**LONG, "min_new_tokens": 150, "max_tokens": 150}, stream=True, n=8)).encode()
         deaf.sendall(f"{HEAD.replace(CHAT, COMPLETIONS)}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_for(lambda: server.metric("polylm_running_rows") > 0)
         wait_for(server.is_idle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from modelscope_polylm.backends.base import Backend
 from modelscope_polylm.errors import DeviceError
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.serve import routes
 from tests.http.running import wait_for
 from tests.serve.running import (
     ANSWER,
@@ -138,6 +140,46 @@ def test_a_full_queue(tiny: TextGenerator) -> None:
             connection.close()
         wait_for(server.is_idle)
         assert server.post(CHAT, chat(num_beams=1)).status_code == 200
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_queued_stream_has_its_headers_at_once_and_comments(
+    tiny: TextGenerator, steps: Steps, monkeypatch: pytest.MonkeyPatch, beams: int
+) -> None:
+    monkeypatch.setattr(routes, "COMMENT_SECONDS", 0.2)
+    with serving(tiny, defaults=NARROW, batches=1, rows=3) as server:
+        running = send(server, long(stream=True, num_beams=3))
+        wait_for(lambda: steps.count >= 2)
+        steps.go_on.clear()
+        start = time.monotonic()
+        with server.http.stream("POST", CHAT, json=chat(num_beams=beams, stream=True)) as response:
+            seconds = time.monotonic() - start
+            assert server.metric("polylm_waiting_requests") == 1
+            lines = response.iter_lines()
+            waited = [next(lines) for _ in range(8)]
+            running.close()
+            steps.go_on.set()
+            text = "".join(lines)
+        print(f"the headers of a queued stream came after {seconds:.2f} s")
+        assert (response.status_code, response.headers["content-type"][:17]) == (200, "text/event-stream")
+        assert seconds < 2
+        assert waited.count(": waiting") >= 3
+        assert text.endswith("data: [DONE]")
+
+
+def test_a_queued_stream_that_cannot_run_says_so(tiny: TextGenerator, steps: Steps) -> None:
+    with serving(tiny, defaults=NARROW, batches=1, rows=1) as server:
+        running = send(server, long(stream=True))
+        wait_for(lambda: steps.count >= 2)
+        steps.go_on.clear()
+        with server.http.stream("POST", CHAT, json=chat(stream=True)) as response:
+            assert response.status_code == 200
+            server.end()
+            wait_for(lambda: server.native.scheduler.is_ending)
+            steps.go_on.set()
+            events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+        assert json.loads(events[-1])["error"]["code"] == "shutting_down"
+        running.close()
 
 
 def test_requests_with_other_options_run_beside(tiny: TextGenerator) -> None:
