@@ -75,8 +75,8 @@ def path_inside(folder: Path, name: str) -> Path:
     Raises:
         SnapshotError: the name is empty, too long, or leads elsewhere.
     """
-    plain = name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
-    if not plain or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+    is_plain = name not in ("", ".", "..") and name.isprintable() and not any(mark in name for mark in "/\\")
+    if not is_plain or len(name.encode()) > LONGEST_NAME:
         raise SnapshotError(f"{name!r:.80} is not the name of a file in the snapshot's folder")
     return folder / name
 

@@ -175,13 +175,33 @@ def test_pickle_of_another_shape(tmp_path: Path, stored: object) -> None:
         ('{"weight_map": {}}', "it has no weight_map"),
         ('{"weight_map": {"wte.weight": "../../elsewhere.bin"}}', "'../../elsewhere.bin' is not the name of a file"),
         ('{"weight_map": {"wte.weight": 5}}', "which is no file"),
+        ('{"weight_map": {"wte.weight": ""}}', "'' is not the name of a file"),
+        ('{"weight_map": {"wte.weight": ".."}}', "'..' is not the name of a file"),
+        ('{"weight_map": {"wte.weight": "/etc/passwd"}}', "'/etc/passwd' is not the name of a file"),
+        (r'{"weight_map": {"wte.weight": "a\\b.bin"}}', "is not the name of a file"),
+        ('{"weight_map": {"wte.weight": "a\\u0000b.bin"}}', "is not the name of a file"),
+        (json.dumps({"weight_map": {"wte.weight": "x" * 5000}}), "xxx is not the name of a file"),
+        (json.dumps({"weight_map": {"wte.weight": {"x" * 5000: 1}}}), "which is no file"),
+        (json.dumps({"weight_map": {"wte.weight": "\ud800.bin"}}), "is not the name of a file"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"weight_map": ' * 5000, "cannot be read"),
+        (" " * (5 << 20), "has more than 4,194,304 bytes"),
     ],
 )
 def test_bad_index(tmp_path: Path, index: str, message: str) -> None:
     folder = build_snapshot(tmp_path, "bin-sharded")
     (folder / "pytorch_model.bin.index.json").write_text(index)
     (found,) = problems(folder)
-    assert message in found
+    assert message in found and len(found) < 300
+
+
+def test_index_with_many_files(tmp_path: Path) -> None:
+    folder = build_snapshot(tmp_path, "bin-sharded")
+    weight_map = {f"h.{number}.unknown": f"{number}.bin" for number in range(10_000)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    found = problems(folder)
+    assert found[0] == "0.bin is missing: download the snapshot again"
+    assert "and 9980 more like these" in found and len(found) < 60
 
 
 def test_no_weights(tmp_path: Path) -> None:
