@@ -1,1 +1,1 @@
-"""Measurements of this package; results and what was learnt from them are in RESULTS.md."""
+"""Measurements of this package; their figures are in RESULTS.md, finished experiments in HISTORY.md."""

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.batch`: `polylm batch` on a file beside the engine alone on the same prompts.
+"""`python -m benchmarks.batch`: `polylm batch` on a file next to the engine alone on the same prompts.
 
-Writes a file of translation requests of different lengths and times `polylm batch --chat` on it (without loading):
-reading, checking, tokenizing, sorting, generating, decoding, writing. Then the backend alone gets the same token ids,
-sorted by length as a whole, in batches of the same size. The figure to watch is the quotient of the two speeds.
+Writes a file of translation requests of different lengths and runs `polylm batch --chat` on it, which times itself
+after loading: reading, checking, tokenizing, sorting, generating, decoding, writing. Then the backend alone gets the
+same token ids, sorted by length as a whole, in batches of the same size. What counts is the ratio of the two speeds.
 """
 
 from __future__ import annotations
@@ -11,50 +11,17 @@ import argparse
 import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.cli.batch.job import Job
-from modelscope_polylm.cli.batch.rows import InputFile, Question
-from modelscope_polylm.cli.bench.measure import timed
+from modelscope_polylm.cli.bench.run import timed
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.text.languages import LANGUAGES, TRANSLATIONS, translation_request
-
-
-def write_requests(file: Path, count: int) -> None:
-    """JSON lines that ask for translations of 1 to 8 sentences in any of 18 languages."""
-    chosen, sentences, languages = random.Random(0), list(TRANSLATIONS.values()), list(LANGUAGES.values())
-    texts = (" ".join(chosen.choices(sentences, k=chosen.randint(1, 8))) for _ in range(count))
-    requests = (translation_request(text, chosen.choice(languages)) for text in texts)
-    file.write_text("".join(f"{json.dumps(request)}\n" for request in requests), encoding="utf-8")
-
-
-def batch_speed(generator: TextGenerator, source: Path, size: int, options: Mapping[str, Any]) -> float:
-    """Tokens per second of `polylm batch` on a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(InputFile.check(source), Path(folder) / "out.jsonl", Question(), chat=True, batch_size=size)
-        summary: dict[str, Any] = {}
-        seconds = timed(lambda: summary.update(job.run(generator, options)))
-    return float(summary["tokens"]) / seconds
-
-
-def engine_speed(generator: TextGenerator, source: Path, size: int, options: Mapping[str, Any]) -> float:
-    """Tokens per second of the backend alone."""
-    checked = generator.options(options)
-    texts = map(json.loads, source.read_text(encoding="utf-8").splitlines())
-    prompts = sorted((generator.reader.read(text, checked, chat=True).ids for text in texts), key=len)
-    counts: list[int] = []
-
-    def run() -> None:
-        for first in range(0, len(prompts), size):
-            answers = generator.backend.generate(prompts[first : first + size], checked)
-            counts.extend(len(answer.ids) for group in answers for answer in group)
-
-    seconds = timed(run)
-    return sum(counts) / seconds
 
 
 def main() -> None:
@@ -69,17 +36,51 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     generator = load_model(arguments.model, device=arguments.device)
-    options = {"max_new_tokens": arguments.max_new_tokens, "num_beams": arguments.num_beams, "do_sample": False}
-    quotients = []
+    options = {"max_new_tokens": arguments.max_new_tokens, "num_beams": arguments.num_beams}
+    command = ["--model", arguments.model, "--batch-size", str(arguments.batch_size)]
+    command += ["--device", arguments.device] if arguments.device else []
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "requests.jsonl"
         write_requests(source, arguments.lines)
-        for _ in range(arguments.repeats):
-            batch = batch_speed(generator, source, arguments.batch_size, options)
+        for number in range(arguments.repeats):
+            batch = command_speed(source, Path(folder) / f"{number}.jsonl", command, options)
             engine = engine_speed(generator, source, arguments.batch_size, options)
-            quotients.append(batch / engine)
-            print(f"polylm batch {batch:,.0f} tokens/s, engine alone {engine:,.0f}: {quotients[-1]:.3f}", flush=True)
-    print(f"median of {arguments.lines:,} lines: {statistics.median(quotients):.3f} of the engine's speed")
+            ratios.append(batch / engine)
+            print(f"polylm batch {batch:,.0f} tokens/s, engine alone {engine:,.0f}: {ratios[-1]:.3f}", flush=True)
+    print(f"median of {arguments.lines:,} lines: {statistics.median(ratios):.3f} of the engine's speed")
+
+
+def write_requests(file: Path, count: int) -> None:
+    """Write JSON lines that ask for translations of 1 to 8 sentences in any of 18 languages."""
+    chosen, sentences, languages = random.Random(0), list(TRANSLATIONS.values()), list(LANGUAGES.values())
+    texts = (" ".join(chosen.choices(sentences, k=chosen.randint(1, 8))) for _ in range(count))
+    requests = (translation_request(text, chosen.choice(languages)) for text in texts)
+    file.write_text("".join(f"{json.dumps(request)}\n" for request in requests), encoding="utf-8")
+
+
+def command_speed(source: Path, out: Path, flags: list[str], options: Mapping[str, int]) -> float:
+    """Tokens per second of `polylm batch`, by its own summary."""
+    given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "modelscope_polylm", "batch", str(source), str(out), "--chat", "--json"]
+    output = subprocess.run([*command, *flags, "--no-do-sample", *given], stdout=subprocess.PIPE, check=True).stdout
+    return float(json.loads(output)["tokens_per_second"])
+
+
+def engine_speed(generator: TextGenerator, source: Path, size: int, options: Mapping[str, Any]) -> float:
+    """Tokens per second of the backend alone."""
+    checked = generator.options({"do_sample": False, **options})
+    texts = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+    prompts = sorted((generator.reader.read(text, checked, chat=True).ids for text in texts), key=len)
+    counts: list[int] = []
+
+    def run() -> None:
+        for first in range(0, len(prompts), size):
+            answers = generator.backend.generate(prompts[first : first + size], checked)
+            counts.extend(len(answer.ids) for group in answers for answer in group)
+
+    seconds = timed(run)
+    return sum(counts) / seconds
 
 
 if __name__ == "__main__":

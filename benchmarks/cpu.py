@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modelscope_polylm.cli.bench.command import ENGINES, bench
-from modelscope_polylm.cli.bench.workloads import BEAMS, GREEDY, ROWS_UNIT, SHAPES, Work
+from modelscope_polylm.cli.bench.run import ENGINES, bench
+from modelscope_polylm.cli.bench.workloads import BEAMS, GREEDY, ROWS_UNIT, SHAPES, Workload
 
-WORKS = (
-    Work("greedy, 1 row, 32 + 16", 1, 32, 16, GREEDY),
-    Work("4 beams, 1 row, 32 + 16", 1, 32, 16, BEAMS),
-    Work("greedy, 8 rows, 32 + 16", 8, 32, 16, GREEDY, ROWS_UNIT),
+WORKLOADS = (
+    Workload("greedy, 1 row, 32 + 16", 1, 32, 16, GREEDY),
+    Workload("4 beams, 1 row, 32 + 16", 1, 32, 16, BEAMS),
+    Workload("greedy, 8 rows, 32 + 16", 8, 32, 16, GREEDY, ROWS_UNIT),
 )
-OTHER_TYPES = ("ctranslate2", "ctranslate2-int8")
+CTRANSLATE2 = ("ctranslate2", "ctranslate2-int8")
 
 
 def main() -> None:
@@ -29,9 +29,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for dtype in arguments.dtypes:
         engines = ["polylm", "transformers"]
-        engines += [name for name in OTHER_TYPES if name in ENGINES and dtype == "float32"]
+        engines += [name for name in CTRANSLATE2 if name in ENGINES and dtype == "float32"]
         out = arguments.out and arguments.out / f"cpu-{arguments.shape}-{dtype}.json"
-        bench(arguments.shape, "cpu", dtype, engines, WORKS, arguments.repeats, out)
+        bench(arguments.shape, "cpu", dtype, engines, WORKLOADS, arguments.repeats, out)
 
 
 if __name__ == "__main__":

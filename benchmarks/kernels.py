@@ -1,202 +1,346 @@
-"""Checks and times the kernels of one decode step, and of prefill.
+"""`python -m benchmarks.kernels --shape 13b`: correctness and speed of the network's kernels, in one table.
 
-    python -m benchmarks.kernels [--rows 1,4,16,64] [--shape 13b|1.7b] [--context 192] [--quick] [--sweep] [--out DIR]
-    python -m benchmarks.kernels --prefill [--sweep]
+A line for each operation at each size: the relative error (norms) against float64, the time of a call, the rate at
+which it moves the bytes that it has to move, that rate as a share of what a product of one row with a large matrix
+reaches on the device, and the time of the plain torch reference. Times are medians of replayed CUDA graphs over
+arguments far larger than the L2 cache. A wrong result ends the program with status 1.
 
-Times are medians of replayed graphs over memory far larger than the L2 cache; the number behind TB/s is the fraction of
-the read bandwidth that a large matrix-vector product reaches in the same run. `--interpret` runs everything on tiny
-shapes on a CPU.
+`--interpret` checks the same kernels with tiny sizes on a CPU, under Triton's interpreter; its times say nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import statistics
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.kernel_cases import CASES, Case
-from benchmarks.kernel_chain import Chain
-from benchmarks.kernel_chain_timing import time_chain
-from benchmarks.kernel_checks import run_checks
-from benchmarks.kernel_setting import PRODUCTS, SHAPES, Setting, group_of
-from benchmarks.kernel_timing import Run
-from modelscope_polylm.network.kernels.configs import VectorConfig
+from modelscope_polylm.cli.bench.run import read_bandwidth
+from modelscope_polylm.cli.bench.workloads import SHAPES, shape_config
+from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings, use_interpreter
+from modelscope_polylm.network.kernels.layer_norm import layer_norm
+from modelscope_polylm.network.kernels.linear import add_product_, linear
+from modelscope_polylm.network.kernels.lm_head import output_best, output_logits
+from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
-PROCESSES = 14
-Spec = tuple[Any, ...]
+BOUNDS = {torch.bfloat16: 8e-3, torch.float16: 2e-3}
+COPIED_BYTES = 1_000_000_000
+PROMPTS = ((1, 300), (1, 1920), (4, 2000), (64, 128))
+"""Prompts and the length of each, for the kernels of prefill."""
+TINY_PROMPTS = ((2, 20),)
+TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 64, "vocab_size": 320, "n_positions": 64}
+HEADER = f"{'operation':36} {'MB':>9} {'error':>9} {'us':>9} {'TB/s':>7} {'of limit':>9} {'torch us':>10}"
 
-
-def measure_bandwidth(run: Run) -> None:
-    """The limit of the run: the fastest of the library's and our product of one row with a 2.6 GB matrix."""
-    case = CASES["output"](run.setting, 1, 1)
-    vocab, width = run.setting.shape.vocab, run.setting.shape.width
-    matrix, vector = run.setting.random(vocab, width), run.setting.random(width)
-    library = run.measure("limit", "torch.mv", [lambda: torch.mv(matrix, vector)] * 3, 2 * vocab * width)
-    words = matrix.view(torch.int32)
-    total = run.measure("limit", "sum of the same bytes", [lambda: words.sum(dtype=torch.int32)] * 3, 2 * vocab * width)
-    ours = min(
-        run.measure("limit", "output layer", case.calls(config), case.size, config)
-        for config in (None, VectorConfig(8, 1024, 4))
-    )
-    run.bandwidth = 2 * vocab * width / min(library, total, ours)
-    print(f"limit    {run.bandwidth / 1e12:.3f} TB/s", flush=True)
+Arguments = tuple[Any, ...]
+Result = Tensor | tuple[Tensor, ...]
 
 
-def specs_of(rows: int, context: int) -> list[Spec]:
-    """Cases for one number of rows."""
-    group = group_of(rows)
-    top = 1 if rows == 1 else 8
-    specs: list[Spec] = [("product", name, rows) for name in PRODUCTS]
-    specs += [("norm", rows), ("attention", rows, group, context // 2, context), ("output", rows, top)]
-    return specs
+@dataclass(frozen=True)
+class Operation:
+    """One kernel at one size.
+
+    Attributes:
+        name: what it is, and its size.
+        bytes: what one call has to read and write.
+        arguments: the arguments of calls over different memory.
+        call: runs the kernel, or its torch reference, as `kernel_settings` says.
+        exact: the same in float64; it is asked before the call, which may write into its arguments.
+    """
+
+    name: str
+    bytes: int
+    arguments: Sequence[Arguments]
+    call: Callable[..., Result]
+    exact: Callable[..., Result]
 
 
-def extra_specs(rows: int) -> list[Spec]:
-    """Cases timed with their default configuration only."""
-    specs: list[Spec] = [("logits", rows)]
-    if rows == 4:
-        specs += [("attention", 4, 4, 1800, 1864), ("attention", 64, 4, 128, 192)]
-    return specs
+class Operations:
+    """Makes operations in the sizes of one network, with random arguments."""
 
+    def __init__(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.device, self.dtype = config, device, dtype
 
-def prefill_specs(interpret: bool) -> list[Spec]:
-    """Cases of prefill, and of the choice among beams, which both do without a number of rows."""
-    prompts, beams = ((2, 20),), ((2, 3),)
-    if not interpret:
-        prompts, beams = ((1, 300), (1, 1920), (4, 2000), (64, 128)), ((1, 2), (1, 4), (16, 4), (1, 8))
-    norms = [("norm", count * length) for count, length in prompts]
-    return [*(("prefill attention", *each) for each in prompts), *norms, *(("beams", *each) for each in beams)]
+    def of_step(self, rows: int, context: int) -> Iterator[Operation]:
+        """Yield those of a decode step of some rows, which are the beams of one prompt where they are 2 to 8."""
+        hidden_size, inner = self.config.hidden_size, self.config.intermediate_size
+        sizes = {"c_attn": (3 * hidden_size, hidden_size), "c_fc": (inner, hidden_size)}
+        yield from (self.projection(name, rows, *size) for name, size in sizes.items())
+        sizes = {"attn.c_proj": (hidden_size, hidden_size), "mlp.c_proj": (hidden_size, inner)}
+        yield from (self.residual_projection(name, rows, *size) for name, size in sizes.items())
+        yield self.layer_norm(rows)
+        yield self.decode_attention(rows, rows if 1 < rows <= 8 else 1, context // 2, context)
+        yield self.lm_head_best(rows, 1 if rows == 1 else 8)
+        yield self.lm_head_logits(rows)
 
+    def of_prefill(self, prompts: int, length: int) -> Iterator[Operation]:
+        """Yield those of the prefill of some prompts."""
+        yield self.prefill_attention(prompts, length)
+        yield self.layer_norm(prompts * length)
 
-def key_of(spec: Spec) -> str:
-    """Name under which the chain looks for the best configuration."""
-    return str(spec[1] if spec[0] == "product" else spec[0])
+    def projection(self, name: str, rows: int, outputs: int, inputs: int) -> Operation:
+        """A product with its bias, and GELU for c_fc."""
+        x, bias, gelu = self._random(rows, inputs), self._random(outputs), name == "c_fc"
 
+        def exact(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+            y = F.linear(x.double(), weight.double(), bias.double())
+            return F.gelu(y, approximate="tanh") if gelu else y
 
-def time_case(run: Run, spec: Spec, sweep: bool) -> None:
-    case: Case | None = run.attempt(f"arguments of {spec}", lambda: CASES[spec[0]](run.setting, *spec[1:]))
-    if case is None:
-        return
-    with kernel_settings("torch"):
-        run.measure("torch", case.label, case.calls(None), case.size)
-    with kernel_settings(run.mode, overlap=False):
-        run.measure("serial", case.label, case.calls(None), case.size)
-    default = run.measure("overlap", case.label, case.calls(None), case.size)
-    if not sweep or not case.configs:
-        return
-    tried = [
-        (run.measure("sweep", case.label, case.calls(config), case.size, config), config) for config in case.configs
-    ]
-    seconds, config = min(tried, key=lambda pair: pair[0])
-    print(f"best     {case.label:44s} {seconds * 1e6:9.2f} us, default {default * 1e6:.2f} us: {config}", flush=True)
-    if seconds < default:
-        run.best[f"{key_of(spec)} {spec[2] if spec[0] == 'product' else spec[1]}"] = config
+        size = self._product_bytes(rows, outputs, inputs)
+        weights = self._weights(outputs, inputs)
+        return Operation(
+            f"{name}, {counted(rows)}", size, [(x, weight, bias, gelu) for weight in weights], linear, exact
+        )
 
+    def residual_projection(self, name: str, rows: int, outputs: int, inputs: int) -> Operation:
+        """A product that is added to the residual stream."""
+        x, residual = self._random(rows, inputs), self._random(rows, outputs, dtype=torch.float32)
 
-def compile_case(setting: Setting, specs: Sequence[Spec]) -> int:
-    """Compiles every configuration of some cases into Triton's cache on disk; runs in a process of its own."""
-    compiled = 0
-    for spec in specs:
-        case = CASES[spec[0]](setting, *spec[1:-1])
-        try:
-            case.calls(spec[-1])[0]()
-            compiled += 1
-        except Exception:  # the run itself reports what fails
-            continue
-    torch.cuda.synchronize()
-    return compiled
+        def call(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+            add_product_(residual, x, weight)
+            return residual
 
+        def exact(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+            return residual.double() + F.linear(x.double(), weight.double())
 
-def compile_ahead(setting: Setting, specs: Sequence[Spec], sweep: bool) -> None:
-    """Compiles in parallel what `time_case` will run, on small arguments that compile to the same kernels."""
-    start, small = time.perf_counter(), replace(setting, small=True)
-    jobs: list[Spec] = []
-    for spec in specs:
-        configs = CASES[spec[0]](small, *spec[1:]).configs if sweep else ()
-        jobs += [(*spec, config) for config in (None, *configs)]
-    shares = [jobs[i::PROCESSES] for i in range(PROCESSES)]
-    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        done = pool.starmap_async(compile_case, [(small, share) for share in shares]).get(timeout=240)
-    print(f"compiled {sum(done)} of {len(jobs)} kernels in {time.perf_counter() - start:.1f} s", flush=True)
+        arguments = [(residual, x, weight) for weight in self._weights(outputs, inputs)]
+        size = self._product_bytes(rows, outputs, inputs) + 6 * rows * outputs
+        return Operation(f"{name}, {counted(rows)}", size, arguments, call, exact)
 
+    def layer_norm(self, rows: int) -> Operation:
+        """LayerNorm of the residual stream and the bias that is still to be added to it."""
+        width = self.config.hidden_size
+        x, added = self._random(rows, width, dtype=torch.float32), self._random(width, dtype=torch.float32)
+        arguments = (x, self._random(width), self._random(width), 1e-5, added)
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="1,4,16,64", help="numbers of rows, separated by commas")
-    parser.add_argument("--shape", default="13b", choices=sorted(SHAPES))
-    parser.add_argument("--context", type=int, default=192, help="cached tokens of every row")
-    parser.add_argument("--quick", action="store_true", help="no checks and no single operations: the chain alone")
-    parser.add_argument("--prefill", action="store_true", help="only the kernels of prefill and of beam search")
-    parser.add_argument("--sweep", action="store_true", help="try many configurations")
-    parser.add_argument("--skip-checks", action="store_true")
-    parser.add_argument("--interpret", action="store_true", help="tiny shapes on a CPU, under Triton's interpreter")
-    parser.add_argument("--out", type=Path, help="folder for kernels.json")
-    return parser.parse_args()
+        def exact(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, added: Tensor) -> Tensor:
+            return F.layer_norm(x.double() + added, (width,), weight.double(), bias.double(), epsilon)
 
+        return Operation(f"LayerNorm, {counted(rows)}", 6 * rows * width, [arguments] * 20, layer_norm, exact)
 
-def time_prefill(run: Run, options: argparse.Namespace) -> None:
-    """The kernels of prefill and the choice among beams; the tests check them."""
-    run.attempt("bandwidth", lambda: measure_bandwidth(run))
-    for spec in prefill_specs(options.interpret):
-        time_case(run, spec, options.sweep)
+    def decode_attention(self, rows: int, group: int, prompt: int, length: int) -> Operation:
+        """Attention of a new token for each row; the rows of a group share the cached prompt."""
+        size = 4 * self.config.hidden_size * (rows // group * prompt + rows * (length - prompt))
+        arguments = [self._attention_arguments(rows, group, prompt, length) for _ in self._copies(size)]
 
+        def exact(qkv: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+            with kernel_settings("torch"):
+                return decode_attention(qkv.double(), keys.double(), values.double(), *rest)
 
-def time_step(run: Run, options: argparse.Namespace) -> None:
-    """The kernels of a decode step, alone and in chains of layers."""
-    rows = [int(number) for number in options.rows.split(",")]
-    context = 20 if options.interpret else options.context
-    specs = [spec for count in rows for spec in specs_of(count, context)]
-    extras = [spec for count in rows for spec in extra_specs(count)] if not options.quick else []
-    if not options.interpret:
-        run.attempt("parallel compilation", lambda: compile_ahead(run.setting, specs, options.sweep))
-    if not options.quick and not options.skip_checks:
-        run.attempt("checks", lambda: run_checks(run))
-    run.attempt("bandwidth", lambda: measure_bandwidth(run))
-    for spec in specs if not options.quick or options.sweep else []:
-        time_case(run, spec, options.sweep)
-    for spec in extras if not options.interpret else []:
-        time_case(run, spec, False)
-    chain = Chain.random(run.setting)
-    for count in rows:
-        run.attempt(f"chain {count}", partial(time_chain, run, chain, count, context, options.sweep))
+        name = f"attention, {counted(rows)} of {rows // group}, {prompt} + {length - prompt}"
+        return Operation(name, size, arguments, decode_attention, exact)
 
+    def prefill_attention(self, prompts: int, length: int) -> Operation:
+        """Attention of whole prompts, whose keys and values it writes to the cache."""
+        tokens, heads, width = prompts * length, self.config.heads, self.config.hidden_size
+        slots = torch.arange(tokens, device=self.device)
+        cache = (slots, *(self._random(heads, tokens, width // heads) for _ in range(2)))
+        size = 12 * tokens * width
+        arguments = [(self._random(tokens, 3 * width), prompts, heads, cache) for _ in self._copies(size)]
 
-def write_results(run: Run, options: argparse.Namespace) -> None:
-    """Write kernels.json to the folder of --out."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    document = {
-        "options": {key: str(value) for key, value in vars(options).items()},
-        "limit TB/s": run.bandwidth / 1e12,
-        "best": {key: str(config) for key, config in run.best.items()},
-        "results": run.results,
-    }
-    (options.out / "kernels.json").write_text(json.dumps(document, indent=1))
+        def exact(qkv: Tensor, *rest: Any) -> Tensor:
+            with kernel_settings("torch"):
+                return prefill_attention(qkv.double(), prompts, heads, None)
+
+        return Operation(f"prefill attention, {prompts} x {length}", size, arguments, prefill_attention, exact)
+
+    def lm_head_best(self, rows: int, k: int) -> Operation:
+        """The best tokens and the log-sum-exp of the logits."""
+        arguments = (*self._lm_head(rows), k, self.config.vocab_size - 3)
+
+        def call(*arguments: Any) -> tuple[Tensor, Tensor]:
+            values, _, log_sum = output_best(*arguments)
+            return values, log_sum
+
+        def exact(hidden: Tensor, embedding: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
+            logits = F.linear(hidden.double(), embedding.double())[:, :limit]
+            return logits.topk(k).values, logits.logsumexp(-1)
+
+        size = self._product_bytes(rows, self.config.vocab_size, self.config.hidden_size)
+        return Operation(f"LM head, {counted(rows)}, best {k}", size, [arguments] * 2, call, exact)
+
+    def lm_head_logits(self, rows: int) -> Operation:
+        """All logits."""
+        limit = self.config.vocab_size - 3
+
+        def call(hidden: Tensor, embedding: Tensor) -> Tensor:
+            return output_logits(hidden, embedding, limit)[:, :limit]
+
+        def exact(hidden: Tensor, embedding: Tensor) -> Tensor:
+            return F.linear(hidden.double(), embedding.double())[:, :limit]
+
+        size = self._product_bytes(rows, self.config.vocab_size, self.config.hidden_size)
+        size += 4 * rows * self.config.vocab_size
+        return Operation(f"LM head, {counted(rows)}, logits", size, [self._lm_head(rows)] * 2, call, exact)
+
+    def _lm_head(self, rows: int) -> tuple[Tensor, Tensor]:
+        # hidden: [rows, D], embedding: [V, D]
+        width = self.config.hidden_size
+        return self._random(rows, width), self._random(self.config.vocab_size, width, scale=0.02)
+
+    def _attention_arguments(self, rows: int, group: int, prompt: int, length: int) -> Arguments:
+        """Random queries, cache and slots for `decode_attention`, in the order of its arguments."""
+        prompts, heads = rows // group, self.config.heads
+        slots = prompts * prompt + rows * (length - prompt + 1)
+        order = torch.randperm(slots, device=self.device).int()
+        shared = order[: prompts * prompt].view(prompts, prompt).repeat_interleave(group, 0)
+        own = order[prompts * prompt :].view(rows, -1)
+        table = torch.full((rows, length + 8), -1, dtype=torch.int32, device=self.device)
+        table[:, : length + 1] = torch.cat([shared, own], 1)
+        lengths = torch.full((rows,), length, dtype=torch.int32, device=self.device)
+        keys, values = (self._random(heads, slots, self.config.head_dim) for _ in range(2))
+        qkv = self._random(rows, 3 * self.config.hidden_size)
+        return qkv, keys, values, table, lengths, torch.full_like(lengths, prompt), group
+
+    def _random(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
+        return torch.empty(*shape, device=self.device, dtype=dtype or self.dtype).normal_(0, scale)
+
+    def _weights(self, outputs: int, inputs: int) -> list[Tensor]:
+        return [self._random(outputs, inputs, scale=0.02) for _ in self._copies(2 * outputs * inputs)]
+
+    def _copies(self, size: int) -> range:
+        """As many copies of `size` bytes as make COPIED_BYTES, at most 40."""
+        return range(1 if self.device.type == "cpu" else max(2, min(40, -(-COPIED_BYTES // size))))
+
+    @staticmethod
+    def _product_bytes(rows: int, outputs: int, inputs: int) -> int:
+        return 2 * (outputs * inputs + rows * (outputs + inputs))
 
 
 def main() -> None:
-    options, start = parse_arguments(), time.perf_counter()
-    if options.interpret and not use_interpreter():
-        raise SystemExit("Triton's interpreter is not available: install triton and start a fresh process.")
-    device = torch.device("cpu" if options.interpret else "cuda:0")
-    shape = SHAPES["tiny" if options.interpret else options.shape]
-    setting = Setting(shape, device, torch.float16 if options.interpret else torch.bfloat16)
-    run = Run(setting, "triton" if options.interpret else "auto")
-    if not options.interpret:
-        print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
-    with torch.inference_mode(), kernel_settings(run.mode):
-        (time_prefill if options.prefill else time_step)(run, options)
-    if options.out:
-        write_results(run, options)
-    print(f"finished in {time.perf_counter() - start:.0f} s", flush=True)
+    """Check and time every operation; print and write the table."""
+    arguments = parsed()
+    device = torch.device("cpu" if arguments.interpret else "cuda")
+    dtype = torch.float16 if arguments.interpret else torch.bfloat16  # the interpreter rounds bfloat16 otherwise
+    operations = Operations(chosen_config(arguments), device, dtype)
+    bandwidth = read_bandwidth(device)
+    name = "CPU, interpreted" if arguments.interpret else torch.cuda.get_device_name()
+    print(f"{name}, torch {torch.__version__}, {bandwidth / 1e12:.3f} TB/s\n{HEADER}", flush=True)
+    results = []
+    with torch.inference_mode(), kernel_settings("triton"):
+        for operation in chosen_operations(operations, arguments):
+            results.append(figures(operation, bandwidth))
+            print(line(results[-1]), flush=True)
+    if arguments.out:
+        facts = {"device": name, "torch": torch.__version__, "bytes/s": bandwidth, "results": results}
+        arguments.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    wrong = [result["operation"] for result in results if not result["error"] < BOUNDS[dtype]]
+    if wrong:
+        sys.exit(f"wrong: {'; '.join(wrong)}")
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="13b", choices=sorted(SHAPES))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64], help="rows of a decode step")
+    parser.add_argument("--context", type=int, default=192, help="cached tokens of every row, half of them the prompt")
+    parser.add_argument("--interpret", action="store_true", help="check tiny sizes on a CPU")
+    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
+    arguments = parser.parse_args()
+    if arguments.interpret and not use_interpreter():
+        parser.error("Triton's interpreter is not available: install triton, and start a fresh process")
+    if not arguments.interpret and not torch.cuda.is_available():
+        parser.error("there is no GPU here: check the kernels with --interpret")
+    return arguments
+
+
+def chosen_config(arguments: argparse.Namespace) -> PolyLMConfig:
+    """The sizes of the chosen network."""
+    if not arguments.interpret:
+        return shape_config(arguments.shape)
+    return PolyLMConfig.from_dict({"model_type": "gpt2", "activation_function": "gelu_fast", **TINY_SHAPE})
+
+
+def chosen_operations(operations: Operations, arguments: argparse.Namespace) -> Iterator[Operation]:
+    """Yield all operations, each made when its turn comes."""
+    for rows in arguments.rows:
+        yield from operations.of_step(rows, 20 if arguments.interpret else arguments.context)
+    for prompts, length in TINY_PROMPTS if arguments.interpret else PROMPTS:
+        yield from operations.of_prefill(prompts, length)
+
+
+def figures(operation: Operation, bandwidth: float) -> dict[str, Any]:
+    """What the table says of an operation."""
+    exact = operation.exact(*operation.arguments[0])
+    error = relative_error(operation.call(*operation.arguments[0]), exact)
+    del exact
+    seconds = median_seconds(operation)
+    with kernel_settings("torch"):
+        reference = median_seconds(operation)
+    rate = operation.bytes / seconds
+    return {
+        "operation": operation.name, "bytes": operation.bytes, "error": error, "us": seconds * 1e6,
+        "bytes/s": rate, "of limit": rate / bandwidth, "torch us": reference * 1e6,
+    }  # fmt: skip
+
+
+def counted(rows: int) -> str:
+    """'1 row', '4 rows'."""
+    return f"{rows} row{'s' * (rows > 1)}"
+
+
+def line(result: dict[str, Any]) -> str:
+    """A line of the table."""
+    return (
+        f"{result['operation']:36} {result['bytes'] / 1e6:9.2f} {result['error']:9.1e} {result['us']:9.2f} "
+        f"{result['bytes/s'] / 1e12:7.3f} {result['of limit']:9.1%} {result['torch us']:10.2f}"
+    )
+
+
+def relative_error(found: Result, exact: Result) -> float:
+    """Norm of the error over the norm of the exact values, the larger one of several; infinite if not finite."""
+    if isinstance(found, tuple):
+        return max(relative_error(*pair) for pair in zip(found, exact, strict=True))
+    assert isinstance(exact, Tensor)
+    if not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def median_seconds(operation: Operation) -> float:
+    """Seconds of a call: the median of replays of a graph of all calls; on a CPU of one call."""
+    calls = [lambda given=given: operation.call(*given) for given in operation.arguments]
+    if operation.arguments[0][0].device.type == "cpu":
+        began = time.perf_counter()
+        calls[0]()
+        return time.perf_counter() - began
+    graph, times = captured(calls), list[float]()
+    while len(times) < 5 or (sum(times) < 0.01 and len(times) < 50):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times) / len(calls)
+
+
+def captured(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
+    """One graph of all calls, run once; the first call also runs before, to compile."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`python -m benchmarks.serving_costs --price 3.00`: what fits on which GPUs, and what a million tokens cost.
 
-Memory follows from the published shapes. Speeds are read from the files that `benchmarks.decode` and
+Memory follows from the published shapes. Speeds are read from the files that `polylm bench` and
 `benchmarks.vllm_backend` wrote with --out: the rows that are decoded at once are the load. The price of a GPU hour is
 an input, not a quote. `--write docs/scale.md` renews the tables of the page, with the price that stands in it if none
 is given.
@@ -45,7 +45,7 @@ def bytes_per_token(shape: str) -> int:
 
 
 def sizing_lines() -> Iterator[str]:
-    """A table: how many tokens of KV cache are left beside the weights."""
+    """A table: how many tokens of KV cache fit next to the weights."""
     yield "| shape | weights, bf16 | KV per token | GPUs | tokens in the KV cache | rows of 2,048 tokens |"
     yield "|---|---|---|---|---|---|"
     for shape in ("1.7b", "13b"):
@@ -90,7 +90,7 @@ def cost_lines(files: Sequence[Path], price: float) -> Iterator[str]:
 
 
 def result_files() -> list[Path]:
-    """The results of the repository that hold batches, but those from a CPU."""
+    """The results of the repository that hold batches, except those from a CPU."""
     return sorted((ROOT / "benchmarks" / "results").glob("*-decode.json")) + sorted(
         (ROOT / "benchmarks" / "results").glob("*-vllm-backend.json")
     )

@@ -19,6 +19,7 @@ PAGES = {
     "README.zh-CN.md": "zh-CN.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/RESULTS.md": "results.md",
+    "benchmarks/HISTORY.md": "history.md",
 }
 """Pages outside docs/, by their path in the repository."""
 

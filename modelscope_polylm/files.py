@@ -1,4 +1,4 @@
-"""Files on disk, each operation once: opening files of strangers, atomic writes, locks, sha256, the cache's folder."""
+"""Files on disk, each operation once: files of strangers, texts, atomic writes, locks, sha256, the cache's folder."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def path_inside(folder: Path, name: str) -> Path:
     Raises:
         SnapshotError: the name is empty, too long, or leads elsewhere.
     """
-    plain = name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
-    if not plain or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+    is_plain = name not in ("", ".", "..") and name.isprintable() and not any(mark in name for mark in "/\\")
+    if not is_plain or len(name.encode()) > LONGEST_NAME:
         raise SnapshotError(f"{name!r:.80} is not the name of a file in the snapshot's folder")
     return folder / name
 
@@ -90,6 +90,15 @@ def library_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # parsers answer damaged bytes with any exception, KeyError included
         raise SnapshotError(f"{name} is damaged or incomplete, download it again ({_reason(error)})") from error
+
+
+def decode_text(content: bytes) -> str:
+    """The text of a UTF-8 file that somebody wrote: without a byte order mark, and with line feeds for all line ends.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def cache_root() -> Path:

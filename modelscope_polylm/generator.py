@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot
 
 
-Item = tuple[Prompt, GenerationOptions]
+Item = tuple[Prompt, GenerationOptions] | PolyLMError
+"""A prompt with its options, or what keeps it from being one."""
+NOTHING = PolyLMError("There was nothing to answer.")
 
 LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release")
 
@@ -143,22 +145,21 @@ class TextGenerator:
         return self._deltas(prompts, self._submit(prompts, options, at_once, partial=True))
 
     def reply_each(
-        self, prompts: Iterable[tuple[Prompt, GenerationOptions]], at_once: int | None = None
+        self, prompts: Iterable[Item], at_once: int | None = None
     ) -> Iterator[GenerationResult | PolyLMError]:
         """Answer any number of prompts, in order; so many are kept in flight that the device has always work.
 
-        A prompt that cannot be answered gives its error, and the others go on. An error of `prompts` itself is raised
-        after the answers to the prompts before it.
+        A prompt that cannot be answered gives its error, and an error in place of a prompt is handed through; the
+        others go on. An error that `prompts` raises is raised after the answers to the prompts before it.
         """
         joins = self.backend.joins_requests
         size = 1 if joins else at_once or 1
         window = at_once or self.backend.window if joins else self.backend.window
-        waiting: deque[tuple[list[Prompt], DeltaStream]] = deque()
+        waiting: deque[tuple[list[Item], DeltaStream | PolyLMError]] = deque()
         parts = _Parts(iter(prompts), size)
         while True:
             while len(waiting) < window and (part := parts.next()):
-                own = [prompt for prompt, _ in part]
-                waiting.append((own, self._submit(own, [options for _, options in part], at_once, partial=False)))
+                waiting.append((part, self._submit_part(part, at_once)))
             if not waiting:
                 break
             yield from self._results_or_errors(*waiting.popleft())
@@ -197,16 +198,30 @@ class TextGenerator:
         finally:
             deltas.close()
 
+    def _submit_part(self, part: Sequence[Item], at_once: int | None) -> DeltaStream | PolyLMError:
+        own = [item for item in part if not isinstance(item, PolyLMError)]
+        try:
+            return (
+                self._submit([prompt for prompt, _ in own], [options for _, options in own], at_once, partial=False)
+                if own
+                else NOTHING
+            )
+        except PolyLMError as error:
+            return error
+
     def _results_or_errors(
-        self, prompts: Sequence[Prompt], deltas: DeltaStream
+        self, part: Sequence[Item], deltas: DeltaStream | PolyLMError
     ) -> Iterator[GenerationResult | PolyLMError]:
         try:
-            found = deltas.completions()
+            found = iter([] if isinstance(deltas, PolyLMError) else deltas.completions())
+            failed = deltas if isinstance(deltas, PolyLMError) else None
         except PolyLMError as error:
-            yield from [error] * len(prompts)
-            return
-        for prompt, completions in zip(prompts, found, strict=True):
-            yield self.result(prompt, completions)
+            found, failed = iter([]), error
+        for item in part:
+            if isinstance(item, PolyLMError):
+                yield item
+            else:
+                yield failed or self.result(item[0], next(found))
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as its tokens decode."""

@@ -24,6 +24,10 @@ class LocalHub:
         cut: file path to the number of bytes after which its body breaks off, once.
         flipped: paths of files whose last byte is served with one bit wrong.
         ranges: whether `Range` is honoured.
+        extra: path to contents of files that are listed and served besides those of the folder.
+        honest_listings: how many listings come without the extra files first.
+        sizes: file path to what the listing gives as its size.
+        listing: what is sent in place of the list of files, unless it is None.
         requests: method and path of every request, in order.
     """
 
@@ -33,6 +37,10 @@ class LocalHub:
         self.cut: dict[str, int] = {}
         self.flipped: set[str] = set()
         self.ranges = True
+        self.extra: dict[str, bytes] = {}
+        self.honest_listings = 0
+        self.sizes: dict[str, Any] = {}
+        self.listing: Any = None
         self.requests: list[str] = []
 
     def publish(self, folder: Path, model_id: str, *revisions: str) -> str:
@@ -93,11 +101,23 @@ class HubHandler(BaseHTTPRequestHandler):
         if request == "api/revisions":
             return self.send_data(_revisions(revisions))
         if request == "api/repo/files" and folder:
-            return self.send_data({"Files": _listing(folder)})
+            return self.send_data({"Files": self.listing(folder)})
         path = query.get("FilePath", "")
+        if request == "api/repo" and path in self.hub.extra:
+            return self.send_body(self.hub.extra[path], 200, {})
         if request == "api/repo" and folder and path in _files(folder):
             return self.send_file(folder, path)
         return self.send_json({"Code": 10010205001, "Success": False, "Message": "not found", "Data": None}, 404)
+
+    def listing(self, folder: Path) -> Any:
+        if self.hub.listing is not None:
+            return self.hub.listing
+        contents = {path: (folder / path).read_bytes() for path in _files(folder)}
+        self.hub.honest_listings -= 1
+        if self.hub.honest_listings < 0:
+            contents |= self.hub.extra
+        entries = [_entry(path, content) for path, content in contents.items()]
+        return [{**entry, "Size": self.hub.sizes.get(entry["Path"], entry["Size"])} for entry in entries]
 
     def send_data(self, data: Any) -> None:
         self.send_json({"Code": 200, "Success": True, "Message": "success", "RequestId": "local", "Data": data})
@@ -135,19 +155,16 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _listing(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            "Name": path.rpartition("/")[2],
-            "Path": path,
-            "Type": "blob",
-            "Size": (folder / path).stat().st_size,
-            "Sha256": hashlib.sha256((folder / path).read_bytes()).hexdigest(),
-            "Revision": "c0ffee",
-            "CommittedDate": CREATED,
-        }
-        for path in _files(folder)
-    ]
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    return {
+        "Name": path.rpartition("/")[2],
+        "Path": path,
+        "Type": "blob",
+        "Size": len(content),
+        "Sha256": hashlib.sha256(content).hexdigest(),
+        "Revision": "c0ffee",
+        "CommittedDate": CREATED,
+    }
 
 
 def _model(model_id: str) -> dict[str, Any]:

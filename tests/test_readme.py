@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import socket
+import subprocess
 import unicodedata
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ from tests.page_tables import CHINESE, MARKED, PAGES, PAGES_WITH_TABLES, ROOT, T
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^>]+ -->\n+)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+PORT = "8765"
+"""The port that pages name; the tests take a free one."""
 PUBLISHED = ("damo/nlp_polylm_assistant_13b_text_generation", "v1.0.0")
 
 
@@ -48,6 +52,13 @@ def blocks(page: str) -> list[Block]:
 def width(line: str) -> int:
     """How many columns a line takes; a wide character takes two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def check_printed(block: Block, printed: str, page: str) -> None:
@@ -84,15 +95,22 @@ def published(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE])
 def test_code_runs(page: str, published: None, capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, object] = {"__name__": "page"}
-    for block in blocks(page):
-        capsys.readouterr()
-        if block.runs and block.kind == "python":
-            exec(compile("\n" * block.line + block.code, page, "exec"), namespace)
-        elif block.runs and re.match(r"(modelscope )?polylm ", block.code):
-            run_commands(block)
-        else:
-            continue
-        check_printed(block, capsys.readouterr().out, page)
+    port = str(free_port())
+    try:
+        for block in blocks(page):
+            capsys.readouterr()
+            if block.runs and block.kind == "python":
+                code = block.code.replace(PORT, port)
+                exec(compile("\n" * block.line + code, page, "exec"), namespace)
+            elif block.runs and re.match(r"(modelscope )?polylm ", block.code):
+                run_commands(block)
+            else:
+                continue
+            check_printed(block, capsys.readouterr().out, page)
+    finally:
+        for value in namespace.values():
+            if isinstance(value, subprocess.Popen):
+                value.kill()
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_TABLES)

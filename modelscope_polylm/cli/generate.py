@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelscope_polylm.errors import InputError
+from modelscope_polylm.files import decode_text
 from modelscope_polylm.terminal.flags import (
     BackendFlag,
     DeviceFlag,
@@ -61,7 +62,7 @@ def generate(
 
 
 def read_text(text: str | None, file: Path | None) -> str:
-    """The text of the command line, stdin or a file, exactly as it stands there.
+    """The text of the command line as it is, or that of stdin or a file without byte order mark and carriage returns.
 
     Raises:
         InputError: none or two of them, or not readable as UTF-8.
@@ -71,7 +72,7 @@ def read_text(text: str | None, file: Path | None) -> str:
     if text not in (None, "-"):
         return str(text)
     try:
-        return (_stdin() if file is None else file.read_bytes()).decode()
+        return decode_text(_stdin() if file is None else file.read_bytes())
     except UnicodeDecodeError as error:
         raise InputError(f"{file or 'stdin'} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:

@@ -36,6 +36,7 @@ LINGER_SECONDS = 2.0
 PROBE_SECONDS = (0.05, 0.2, 1.0)
 """Pauses between the probes of a connection whose client has ended its side."""
 
+VERSIONS = (b"1.0", b"1.1")
 ONCE = (b"host", b"authorization", b"content-type", b"origin")
 """Headers whose second value would override the first for some readers and not for others."""
 MALFORMED_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
@@ -51,7 +52,7 @@ class HttpParser(h11.Connection):
             _check_head(self.trailing_data[0].partition(b"\r\n\r\n")[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
-            _check_headers(Counter(name for name, _ in event.headers))
+            _check_request(event)
         return event
 
 
@@ -65,7 +66,10 @@ def _check_head(head: bytes) -> None:
         raise h11.RemoteProtocolError("A line of the request's head is not valid HTTP.")
 
 
-def _check_headers(counts: Counter[bytes]) -> None:
+def _check_request(request: h11.Request) -> None:
+    if request.http_version not in VERSIONS:
+        raise h11.RemoteProtocolError("This server speaks HTTP/1.1.", error_status_hint=505)
+    counts = Counter(name for name, _ in request.headers)
     for name in ONCE:
         if counts[name] > 1:
             raise h11.RemoteProtocolError(f"The request has {counts[name]} headers {name.decode()!r}: send one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -12,6 +13,8 @@ from typing import Any
 import uvicorn
 
 from modelscope_polylm.http.connections import Connection
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 30
 
@@ -58,8 +61,10 @@ class Server(uvicorn.Server):  # type: ignore[misc]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for what runs."""
+        logger.info("Ending: running requests may take %s more seconds.", self.config.timeout_graceful_shutdown)
         self._on_end()
         await super().shutdown(sockets)
+        logger.info("Ended.")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.errors import OptionError, PolyLMError, SnapshotError
+from modelscope_polylm.hub.resolve import HUB_ID
 from modelscope_polylm.packaging.files import CHECKSUMS, read_checksums
 from modelscope_polylm.packaging.verify import check_hashes
 
-MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TAG = re.compile(r"[A-Za-z0-9][\w.-]*")
 RESERVED_TAGS = ("main", "master")
 VISIBILITIES = ("private", "internal", "public")
@@ -30,21 +30,21 @@ def upload_package(
     message: str = "Upload PolyLM package",
     progress: Progress | None = None,
 ) -> str:
-    """Create a model on the hub, if it is not there yet, and commit the files of a package to it.
+    """Create a model on the hub, if it does not exist yet, and commit the files of a package to it.
 
-    Only the files that the package's SHA256SUMS names are sent, after they were compared with it. Large files that the
-    hub has already are not sent again. The token is that of ModelScope's client; it is in no message.
+    Only the files that the package's SHA256SUMS lists are sent, after they were compared with it. Large files that the
+    hub already has are not sent again. The token is the one of ModelScope's client; no message shows it.
 
     Args:
-        folder: what `package_snapshot` wrote.
+        folder: a package that `package_snapshot` wrote.
         model_id: 'owner/name'.
-        tag: a revision to name the result, such as 'v1.1.0'.
+        tag: a name for the resulting revision, such as 'v1.1.0'.
         visibility: of a model that is created: 'private', 'internal' or 'public'.
-        message: of the commit.
+        message: the commit message.
         progress: called with the bytes that are committed and their total.
 
     Returns:
-        The address of the model.
+        The model's URL.
 
     Raises:
         OptionError: an impossible id, tag or visibility, or no token.
@@ -79,7 +79,7 @@ def upload_package(
 
 
 def _check_options(model_id: str, tag: str | None, visibility: str) -> None:
-    if not MODEL_ID.fullmatch(model_id):
+    if not HUB_ID.fullmatch(model_id):
         raise OptionError(f"{model_id!r} is no model id: write it as OWNER/NAME, such as my-name/polylm-13b.")
     if tag is not None and (not TAG.fullmatch(tag) or tag.lower() in RESERVED_TAGS):
         raise OptionError(f"tag={tag!r} cannot be a revision: use a name such as v1.1.0.")

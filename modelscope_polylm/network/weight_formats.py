@@ -299,7 +299,8 @@ class _PickleReader:
         self._stack, self._marked, self._memo = [], [], {}
         for instruction, argument, _ in pickletools.genops(stream):
             if instruction.name == "STOP":
-                return self._stack.pop()
+                (value,) = self._stack
+                return value
             self._execute(instruction.name, argument)
         raise ValueError("a pickle does not end")
 

@@ -60,17 +60,17 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
     Each device reduces its tensors one after the other, and tells the results once: nothing waits for a single tensor.
     """
-    # tensors: any shapes -> extremes [tensors, 2] of each device; NaN in a tensor becomes its minimum and maximum
-    extremes: dict[torch.device, dict[str, Tensor]] = {}
+    # tensors: any shapes -> flags [tensors] of each device; NaN in a tensor becomes its minimum and maximum
+    flags: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
-            extremes.setdefault(tensor.device, {})[name] = torch.stack(torch.aminmax(tensor)).float()
-    finite = {
-        name: bool(flag)
-        for found in extremes.values()
-        for name, flag in zip(found, torch.stack(list(found.values())).isfinite().all(1).tolist(), strict=True)
-    }
-    return [name for name, is_finite in finite.items() if not is_finite]
+            flags.setdefault(tensor.device, {})[name] = torch.stack(torch.aminmax(tensor)).isfinite().all()
+    return [
+        name
+        for found in flags.values()
+        for name, is_finite in zip(found, torch.stack(list(found.values())).tolist(), strict=True)
+        if not is_finite
+    ]
 
 
 class WeightFiles:
@@ -111,6 +111,12 @@ class WeightFiles:
         """Whether projection matrices are stored as Conv1D's [in, out], as published, not as nn.Linear's [out, in]."""
         linear = (3 * config.hidden_size, config.hidden_size)
         return all(header.shape != linear for name, header in self.headers() if name.endswith("attn.c_attn.weight"))
+
+    def wrapper_prefix(self) -> str | None:
+        """What a wrapper put before names of tensors, such as "module.", and other readers do not know; or None."""
+        stored = (name for file in self.files if not file.problem for name in file.headers)
+        prefixes = (name.removesuffix(network_name(name)) for name in stored)
+        return next((prefix for prefix in prefixes if prefix not in ("", PREFIX)), None)
 
     def headers(self) -> Iterator[tuple[str, TensorHeader]]:
         """The network's name and the header of every tensor in the files that can be read."""
@@ -175,7 +181,8 @@ class WeightFiles:
             if not_finite({name: source.tensor}):
                 lines.append(f"tensor {name} holds NaN or infinity: the file is damaged, or its training diverged.")
             else:
-                lines.append(f"tensor {name} holds numbers beyond the range of {str(dtype)[6:]}: load it as bfloat16.")
+                own, wanted = str(source.tensor.dtype)[6:], str(dtype)[6:]
+                lines.append(f"tensor {name}, stored as {own}, holds numbers beyond the range of {wanted}.")
         if lines:
             raise SnapshotError("\n".join([f"The weights in {self.folder} cannot be used:", *shortened(lines)]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modelscope_polylm.errors import DownloadError, OptionError
-from modelscope_polylm.files import file_sha256, flush_to_disk, lock, write_atomically
+from modelscope_polylm.files import file_sha256, flush_to_disk, lock
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class StagingFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a small file."""
-        write_atomically(self.folder / name, text)
+        (self.folder / name).write_text(text, encoding="utf-8")
+        flush_to_disk(self.folder / name)
         self.finish(name, file_sha256(self.folder / name))
 
     def copy(self, source: Path, name: str) -> None:
@@ -99,6 +100,7 @@ class StagingFolder:
                 path.unlink()
         replaces = _identity(self.out)
         self._save_progress(replaces)
+        flush_to_disk(self.folder)
         if replaces:
             self.out.rename(self._replaced)
         try:
@@ -166,7 +168,9 @@ class StagingFolder:
 
     def _save_progress(self, replaces: Identity | None = None) -> None:
         progress = {"settings": self._settings, "finished": self.finished, "replaces": replaces}
-        write_atomically(self.folder / PROGRESS_FILE, json.dumps(progress))
+        new = self.folder / f"{PROGRESS_FILE}.new"
+        new.write_text(json.dumps(progress), encoding="utf-8")
+        os.replace(new, self.folder / PROGRESS_FILE)
 
 
 def check_output_folder(source: Path, out: Path, force: bool) -> None:

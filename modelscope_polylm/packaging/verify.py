@@ -17,7 +17,7 @@ from modelscope_polylm.packaging.safetensors_writer import record_problem, row_c
 from modelscope_polylm.packaging.tokenizer.corpus import sentences
 from modelscope_polylm.packaging.tokenizer.parity import compare_tokenizers, load_converted
 from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
-from modelscope_polylm.releases import RELEASES
+from modelscope_polylm.releases import RELEASES, named_release
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS, Message, render
@@ -164,7 +164,7 @@ def _findings(folder: Path, name: str, device: str | None, run: bool) -> Iterato
         lines = str(error).splitlines()
         yield from (Finding("snapshot", "fault", line, download) for line in lines[1:] or lines)
         return
-    yield _check_release(snapshot, package)
+    yield _check_release(snapshot, name, package)
     yield from check_hashes(folder, download)
     yield from _check_tensors(snapshot, package)
     yield from _check_records(snapshot, download)
@@ -175,9 +175,11 @@ def _findings(folder: Path, name: str, device: str | None, run: bool) -> Iterato
         yield from _check_network(snapshot, device)
 
 
-def _check_release(snapshot: Snapshot, package: str) -> Finding:
+def _check_release(snapshot: Snapshot, name: str, package: str) -> Finding:
     if snapshot.release is not None:
         return Finding("release", "ok", f"{snapshot.release.name}, recognised by {snapshot.release_source}.")
+    if release := named_release(name):
+        return Finding("release", "ok", f"{release.name}, recognised by the name that was given.")
     if snapshot.prompt_format is not None:
         prompts = f"configuration.json names the prompt format {snapshot.prompt_format.name!r}"
         return Finding("release", "note", f"None of the published ones is recognised; {prompts}.")

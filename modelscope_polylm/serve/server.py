@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -75,16 +76,12 @@ class NativeServer:
 
     def run(self, host: str, port: int) -> None:
         """Serve until SIGINT, SIGTERM or SIGHUP; then finish what runs, and refuse what waits."""
+        gc.freeze()  # a large body of small lists would have the collector look at all of torch again and again
         address = f"[{host}]" if ":" in host else host
         url = f"http://{address}:{port}{ROOT}"
         self.server(host, port, lambda: logger.info("Serving %s at %s; Ctrl-C ends.", self._name, url)).run()
         self.queue.stop()
-        logger.info("Ended.")
 
     def server(self, host: str, port: int, on_ready: Callable[[], None] = lambda: None) -> Server:
         """A uvicorn server for one run."""
-        return Server(self.app, host, port, self._limits.ending_seconds, on_ready, self._end)
-
-    def _end(self) -> None:
-        logger.info("Ending: running requests go on for %d s at most, others are refused.", self._limits.ending_seconds)
-        self.queue.end()
+        return Server(self.app, host, port, self._limits.ending_seconds, on_ready, self.queue.end)

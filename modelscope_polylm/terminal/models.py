@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelscope_polylm.errors import DownloadError
+from modelscope_polylm.files import cache_root
 from modelscope_polylm.releases import named_release
 from modelscope_polylm.terminal.output import working, write_error
 
@@ -26,11 +26,7 @@ def find_model(model: str, revision: str | None = None) -> Path:
     """
     from modelscope_polylm.hub.resolve import resolve
 
-    try:
-        return resolve(model, revision, local_files_only=True)
-    except DownloadError:
-        _announce_download(model, revision)
-        return resolve(model, revision)
+    return resolve(model, revision, announce=_announce_download)
 
 
 def load_model(
@@ -78,15 +74,8 @@ def limit_threads(generator: TextGenerator) -> None:
         torch.set_num_threads(1)
 
 
-def _announce_download(model: str, revision: str | None) -> None:
-    from modelscope_polylm.files import cache_root
-    from modelscope_polylm.hub.download import download_size
-
-    release = named_release(model)
-    model_id, wanted = (release.model_id, revision or release.revision) if release else (model, revision)
-    size = download_size(model_id, wanted)
-    logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
-    name = f"{model_id} at {wanted}" if wanted else model_id
+def _announce_download(name: str, size: int) -> None:
+    logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its errors also come as exceptions
     write_error(f"{name} is not complete in {cache_root()}: downloading up to {readable_bytes(size)}.")
 
 

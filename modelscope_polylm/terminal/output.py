@@ -45,8 +45,11 @@ def printable(text: str) -> str:
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON that every reader accepts: a number that JSON cannot express, such as NaN, becomes null."""
-    return json.dumps(_expressible(value), ensure_ascii=False, allow_nan=False) + "\n"
+    """One line of JSON that every reader accepts.
+
+    A number that JSON cannot express, such as NaN, becomes null, and a date or the like its text.
+    """
+    return json.dumps(_expressible(value), ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def _expressible(value: Any) -> Any:

@@ -429,6 +429,24 @@ def test_linear_layout_is_refused(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_prefix_of_a_wrapper_is_refused(tmp_path: Path) -> None:
+    folder = build_snapshot(tmp_path, width=128, heads=2, prefix="module.transformer.")
+    with pytest.raises(SnapshotError, match=r"begin with 'module\.transformer\.'.*backend='native'"):
+        load(folder)
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["loaded", "offloaded"])
+@pytest.mark.parametrize("name", ["wte.weight", "h.0.mlp.c_fc.bias"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, offload: bool) -> None:
+    folder = build_snapshot(tmp_path / "snapshot", width=128, heads=2)
+    tensors = torch.load(folder / "pytorch_model.bin")
+    tensors[f"transformer.{name}"][3] = float("nan")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    placement = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offload")} if offload else {}
+    with pytest.raises(SnapshotError, match=rf"tensor {name} holds NaN or infinity"):
+        load(folder, **placement)
+
+
 def test_beam_rules(backend: TransformersBackend) -> None:
     assert run(backend, [PROMPTS[0]], num_beams=2, beam_rules="5") == run(backend, [PROMPTS[0]], num_beams=2)
     asked_for = options(num_beams=2, beam_rules="4.31")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.vllm.backend import check_packaged, packaging_reasons
@@ -17,6 +18,7 @@ from modelscope_polylm.backends.vllm.engine import check_vllm, import_vllm
 from modelscope_polylm.errors import DependencyError, OptionError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.network.weights import PROJECTION
 from modelscope_polylm.snapshot import open_snapshot
 from tests.snapshots import build_snapshot
 
@@ -95,6 +97,15 @@ def test_another_class_has_to_be_packaged(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["PolyLMHeadModel"]}))
     assert any("PolyLMHeadModel" in line for line in packaging_reasons(open_snapshot(folder)))
+
+
+def test_weights_that_vllm_would_misread_have_to_be_packaged(tmp_path: Path) -> None:
+    folder = build_snapshot(tmp_path / "wrapped", "safetensors", prefix="_orig_mod.transformer.")
+    assert "its tensors have names that begin with '_orig_mod.transformer.'" in packaging_reasons(open_snapshot(folder))
+    tensors = load_file(folder / "model.safetensors")
+    stored = {name: value.T.contiguous() if PROJECTION.search(name) else value for name, value in tensors.items()}
+    save_file(stored, folder / "model.safetensors")
+    assert "its projections are nn.Linear's [out, in]" in packaging_reasons(open_snapshot(folder))
 
 
 def test_a_name_close_to_vllm() -> None:

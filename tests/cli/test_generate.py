@@ -44,15 +44,27 @@ def test_text(generate: Callable[..., Any], generator: TextGenerator) -> None:
     assert generate(*SHORT, TEXT) == (0, answer(generator, TEXT)[0] + "\n", "")
 
 
-def test_stdin_and_file_are_taken_as_they_are(
-    generate: Callable[..., Any], generator: TextGenerator, tmp_path: Path
-) -> None:
+def test_stdin_and_file(generate: Callable[..., Any], generator: TextGenerator, tmp_path: Path) -> None:
     text = f"<|user|>\n{TEXT}\n<|assistant|>\n"
     file = tmp_path / "prompt.txt"
     file.write_text(text, encoding="utf-8")
     expected = answer(generator, text)[0] + "\n"
     assert generate(*SHORT, "-", stdin=text.encode()).output == expected
     assert generate(*SHORT, "--file", str(file)).output == expected
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf%s", b"%s\r\n", b"\xef\xbb\xbf%s\n"])
+def test_files_as_windows_writes_them(
+    generate: Callable[..., Any], generator: TextGenerator, tmp_path: Path, content: bytes
+) -> None:
+    text = f"{TEXT}\n{TEXT}"
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content % text.replace("\n", "\r\n").encode())
+    expected = answer(generator, text + "\n" * content.endswith(b"\n"))[0] + "\n"
+    assert generate(*SHORT, "--file", str(file)).output == expected
+    assert generate(*SHORT, "-", stdin=file.read_bytes()).output == expected
+    messages = {"messages": [{"role": "user", "content": text}]}
+    assert generate(*SHORT, "--chat", "--file", str(file)).output == answer(generator, messages)[0] + "\n"
 
 
 def test_chat(generate: Callable[..., Any], generator: TextGenerator) -> None:

@@ -206,7 +206,7 @@ def test_full_disk(published: LocalHub, random_snapshot: Path, monkeypatch: pyte
 def test_too_little_space_is_said_before_the_download(published: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match=r"needs 0\.0 GB more on disk, but only 0\.0 GB are free"):
+    with pytest.raises(DownloadError, match=r"needs 0\.007 GB more on disk, but only 0\.001 GB are free"):
         resolve(ASSISTANT)
     assert published.file_requests(WEIGHTS) == []
 

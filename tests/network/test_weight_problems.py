@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modelscope_polylm.errors import SnapshotError
-from modelscope_polylm.network.weights import WeightFiles
+from modelscope_polylm.network.weights import WeightFiles, not_finite
 from tests.snapshots import LAYOUTS, build_snapshot, read_config
 
+NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
 FORMATS = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}
 
 
@@ -174,13 +175,33 @@ def test_pickle_of_another_shape(tmp_path: Path, stored: object) -> None:
         ('{"weight_map": {}}', "it has no weight_map"),
         ('{"weight_map": {"wte.weight": "../../elsewhere.bin"}}', "'../../elsewhere.bin' is not the name of a file"),
         ('{"weight_map": {"wte.weight": 5}}', "which is no file"),
+        ('{"weight_map": {"wte.weight": ""}}', "'' is not the name of a file"),
+        ('{"weight_map": {"wte.weight": ".."}}', "'..' is not the name of a file"),
+        ('{"weight_map": {"wte.weight": "/etc/passwd"}}', "'/etc/passwd' is not the name of a file"),
+        (r'{"weight_map": {"wte.weight": "a\\b.bin"}}', "is not the name of a file"),
+        ('{"weight_map": {"wte.weight": "a\\u0000b.bin"}}', "is not the name of a file"),
+        (json.dumps({"weight_map": {"wte.weight": "x" * 5000}}), "xxx is not the name of a file"),
+        (json.dumps({"weight_map": {"wte.weight": {"x" * 5000: 1}}}), "which is no file"),
+        (json.dumps({"weight_map": {"wte.weight": "\ud800.bin"}}), "is not the name of a file"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"weight_map": ' * 5000, "cannot be read"),
+        (" " * (5 << 20), "has more than 4,194,304 bytes"),
     ],
 )
 def test_bad_index(tmp_path: Path, index: str, message: str) -> None:
     folder = build_snapshot(tmp_path, "bin-sharded")
     (folder / "pytorch_model.bin.index.json").write_text(index)
     (found,) = problems(folder)
-    assert message in found
+    assert message in found and len(found) < 300
+
+
+def test_index_with_many_files(tmp_path: Path) -> None:
+    folder = build_snapshot(tmp_path, "bin-sharded")
+    weight_map = {f"h.{number}.unknown": f"{number}.bin" for number in range(10_000)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    found = problems(folder)
+    assert found[0] == "0.bin is missing: download the snapshot again"
+    assert "and 9980 more like these" in found and len(found) < 60
 
 
 def test_no_weights(tmp_path: Path) -> None:
@@ -195,3 +216,70 @@ def test_shards_without_index(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin.index.json").unlink()
     (found,) = problems(folder)
     assert found.startswith("the index of the shards pytorch_model-00001-of-00003.bin, ")
+
+
+def spoil(folder: Path, layout: str, name: str, value: float) -> WeightFiles:
+    """Write one number into the middle of a tensor."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        numbers = tensors[f"transformer.{name}"].view(-1)
+        numbers[len(numbers) // 2] = value
+
+    change_tensors(folder / FORMATS[layout], change)
+    return WeightFiles(folder)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_that_are_not_finite_are_found_in_every_dtype(value: float, dtype: torch.dtype) -> None:
+    tensors = {
+        "whole": torch.ones(3, 4, dtype=dtype),
+        "empty": torch.ones(0, dtype=dtype),
+        "one": torch.ones((), dtype=dtype),
+    }
+    assert not_finite(tensors) == []
+    tensors["one"].fill_(value)
+    assert not_finite(tensors) == ["one"]
+    tensors["whole"].t()[1, 2] = value
+    assert not_finite(tensors) == ["whole", "one"]
+    assert not_finite({}) == []
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("name", ["wte.weight", "h.0.mlp.c_fc.bias", "h.1.attn.c_attn.weight", "ln_f.weight"])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, layout: str, name: str, value: float) -> None:
+    files = spoil(build_snapshot(tmp_path, layout, torch.bfloat16), layout, name, value)
+    message = rf"cannot be used:\ntensor {name} holds NaN or infinity: the file is damaged"
+    with pytest.raises(SnapshotError, match=message) as error:
+        files.load(read_config(tmp_path), torch.device("cpu"), torch.float32)
+    with pytest.raises(SnapshotError, match=message):
+        files.check_finite(read_config(tmp_path), torch.bfloat16)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "value"),
+    [
+        (torch.float32, torch.float16, 70000.0),
+        (torch.float64, torch.float32, 1e39),
+        (torch.float32, torch.bfloat16, 3.4e38),
+    ],
+)
+def test_numbers_beyond_the_range_of_the_chosen_dtype(
+    tmp_path: Path, stored: torch.dtype, dtype: torch.dtype, value: float
+) -> None:
+    files = spoil(build_snapshot(tmp_path, dtype=stored), "bin", "h.0.mlp.c_fc.weight", value)
+    config, cpu = read_config(tmp_path), torch.device("cpu")
+    message = rf"weight, stored as {str(stored)[6:]}, holds numbers beyond the range of {str(dtype)[6:]}"
+    with pytest.raises(SnapshotError, match=message):
+        files.load(config, cpu, dtype)
+    with pytest.raises(SnapshotError, match=message):
+        files.check_finite(config, dtype, {"h.0.mlp.c_fc.weight"})
+    files.check_finite(config, dtype, {"h.1.mlp.c_fc.weight"})
+    assert files.load(config, cpu, stored)["h.0.mlp.c_fc.weight"].max() == torch.tensor(value, dtype=stored)
+
+
+def test_what_is_not_used_may_hold_anything(tmp_path: Path) -> None:
+    files = spoil(build_snapshot(tmp_path), "bin", "h.0.attn.masked_bias", -float("inf"))
+    assert files.load(read_config(tmp_path), torch.device("cpu"), torch.float32)

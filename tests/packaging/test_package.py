@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from modelscope_polylm.packaging.package import package_snapshot
 from modelscope_polylm.packaging.safetensors_writer import parse_size
 from modelscope_polylm.packaging.tokenizer.parity import load_converted
 from modelscope_polylm.snapshot import open_snapshot
+from tests.packaging.damage import compress, flip_byte
 from tests.packaging.sentencepiece_models import train
 from tests.small_disk import FILLER, fill, make_room, small_disk
 from tests.snapshots import LAYOUTS, build_snapshot, random_model, tokenizer_bytes, write_json
@@ -193,14 +195,68 @@ def test_an_embedding_that_is_not_the_head_is_told(tmp_path: Path) -> None:
     assert "lm_head" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_numbers_that_a_type_cannot_hold(dtype: str, tmp_path: Path) -> None:
+def spoil(folder: Path, tensor: str, value: float, dtype: torch.dtype = torch.float32) -> None:
+    """Put a value into the middle of a tensor of a snapshot with one .bin file, and store all of it in a dtype."""
+    stored = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    converted = {name: part.to(dtype) if part.is_floating_point() else part for name, part in stored.items()}
+    spoiled = converted[f"transformer.{tensor}"].view(-1)
+    spoiled[len(spoiled) // 2] = value
+    torch.save(converted, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "dtype", "reason"),
+    [
+        (float("inf"), torch.float32, "bfloat16", "NaN or infinity"),
+        (1e6, torch.float32, "float16", "beyond its range"),
+        (1e39, torch.float64, "bfloat16", "beyond its range"),
+        (1e39, torch.float64, "float32", "beyond its range"),
+    ],
+)
+def test_numbers_that_a_type_cannot_hold(
+    value: float, stored: torch.dtype, dtype: str, reason: str, tmp_path: Path
+) -> None:
     source = build_snapshot(tmp_path / "source", "bin")
-    stored = torch.load(source / "pytorch_model.bin", weights_only=True)
-    stored["transformer.h.1.mlp.c_fc.bias"][3] = 1e6 if dtype == "float16" else float("inf")
-    torch.save(stored, source / "pytorch_model.bin")
-    with pytest.raises(SnapshotError, match=rf"h\.1\.mlp\.c_fc\.bias .*{dtype}"):
+    spoil(source, "h.1.mlp.c_fc.bias", value, stored)
+    with pytest.raises(SnapshotError, match=rf"h\.1\.mlp\.c_fc\.bias .*{dtype}.*{reason}"):
         package_snapshot(source, tmp_path / "out", dtype=dtype, release="13b")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "stored"),
+    [
+        ("wte.weight", float("nan"), torch.float32),
+        ("wpe.weight", float("inf"), torch.bfloat16),
+        ("h.0.attn.c_attn.weight", float("-inf"), torch.float16),
+        ("ln_f.bias", float("nan"), torch.float16),
+        ("h.1.ln_2.weight", float("-inf"), torch.bfloat16),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused_in_every_type(
+    tensor: str, value: float, stored: torch.dtype, tmp_path: Path
+) -> None:
+    source = build_snapshot(tmp_path / "source", "bin")
+    spoil(source, tensor, value, stored)
+    with pytest.raises(SnapshotError, match=rf"Tensor {tensor} cannot be written as .*NaN or infinity"):
+        package_snapshot(source, tmp_path / "out", release="13b")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_record_is_refused(tmp_path: Path) -> None:
+    source = build_snapshot(tmp_path / "source", "bin-sharded")
+    flip_byte(source / "pytorch_model-00002-of-00003.bin")
+    open_snapshot(source)  # the headers are right
+    with pytest.raises(SnapshotError, match=r"pytorch_model-00002-of-00003\.bin is damaged.*record .*/data/\d+"):
+        package_snapshot(source, tmp_path / "out", release="13b")
+    assert not (tmp_path / "out").exists()
+
+
+def test_compressed_records_are_refused(tmp_path: Path) -> None:
+    source = build_snapshot(tmp_path / "source", "bin")
+    compress(source / "pytorch_model.bin")
+    with pytest.raises(SnapshotError, match=r"pytorch_model\.bin is compressed"):
+        package_snapshot(source, tmp_path / "out", release="13b")
     assert not (tmp_path / "out").exists()
 
 
@@ -330,11 +386,11 @@ def test_full_disk(random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.Mo
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_shard(shard, *arguments)
 
-    monkeypatch.setattr(packaging, "write_shard", full)
-    with pytest.raises(DownloadError, match="disk is full"):
-        package_snapshot(random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB")
+    with monkeypatch.context() as small:
+        small.setattr(packaging, "write_shard", full)
+        with pytest.raises(DownloadError, match="disk is full"):
+            package_snapshot(random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB")
     assert not (tmp_path / "out").exists()
-    monkeypatch.undo()
     report = package_snapshot(random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB")
     assert len(report.resumed) == 2
 
@@ -435,8 +491,12 @@ def test_a_run_that_failed_lets_the_next_one_in(random_snapshot: Path, tmp_path:
 def test_disk_that_is_too_small_is_noticed_before_anything_is_written(
     random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(DownloadError, match="GB are free"):
+    free = packaging.SMALL_FILES_BYTES  # enough for the other files, not for the weights, too
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, free))
+    needed = (
+        r"needs 0\.112 GB more \(0\.007 GB for weights and 0\.105 GB for other files\), but only 0\.105 GB are free"
+    )
+    with pytest.raises(DownloadError, match=needed):
         package_snapshot(random_snapshot, tmp_path / "out", release="13b")
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -465,7 +525,7 @@ from modelscope_polylm.packaging import package, staging
 from modelscope_polylm.packaging.tokenizer import convert
 from modelscope_polylm.packaging.tokenizer.parity import ParityReport
 
-share, step = float(sys.argv[3]), sys.argv[4]
+share, step, force = float(sys.argv[3]), sys.argv[4], "--force" in sys.argv
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -476,13 +536,124 @@ def progress(done, total):
 
 if step == "before-publish":
     staging.StagingFolder.publish = die
+if step == "rename":
+    replace = os.replace
+    os.replace = lambda source, target: die() if str(target) == sys.argv[2] else replace(source, target)
+if step == "removal":
+    def remove(folder, ignore_errors):
+        os.unlink(os.path.join(folder, "config.json"))
+        die()
+    staging.shutil.rmtree = remove
 if step == "card":
     package.model_card = die
 if step == "tokenizer":
     package.write_tokenizer = die
 convert.compare_tokenizers = lambda *arguments: ParityReport()
-package.package_snapshot(sys.argv[1], sys.argv[2], release="13b", max_shard_size="1MB", progress=progress)
+package.package_snapshot(
+    sys.argv[1], sys.argv[2], release="13b", max_shard_size="1MB", progress=progress, force=force
+)
 """
+
+
+def killed_while_replacing(step: str, source: Path, out: Path) -> dict[str, bytes]:
+    """Kill a run with --force at a step of the replacement; returns the contents of the package that it replaced."""
+    package_snapshot(source, out, release="assistant-13b")
+    before = contents(out)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(source), str(out), "2", step, "--force"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert out.with_name("out.replaced").is_dir()
+    return before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_run_that_is_killed_between_the_renames_is_undone(random_snapshot: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before = killed_while_replacing("rename", random_snapshot, out)
+    assert not out.exists()
+    with pytest.raises(OptionError, match="is not empty"):
+        package_snapshot(random_snapshot, out, release="13b", max_shard_size="1MB")
+    assert contents(out) == before
+    report = package_snapshot(random_snapshot, out, release="13b", max_shard_size="1MB", force=True)
+    assert report.resumed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert set(contents(out)) == set(report.files)
+
+
+def test_run_that_is_killed_while_it_removes_the_old_package_is_finished(random_snapshot: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed_while_replacing("removal", random_snapshot, out)
+    assert read(out, "configuration.json")["release"] == "13b"
+    report = package_snapshot(random_snapshot, out, release="assistant-13b", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert set(contents(out)) == set(report.files)
+    assert read(out, "configuration.json")["release"] == "assistant-13b"
+
+
+def test_another_folder_is_not_taken_for_the_replaced_package(random_snapshot: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed_while_replacing("removal", random_snapshot, out)
+    (tmp_path / "out.replaced").rename(tmp_path / "moved")
+    (tmp_path / "out.replaced").mkdir()
+    (tmp_path / "out.replaced" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OptionError, match=r"out\.replaced"):
+        package_snapshot(random_snapshot, out, release="13b", force=True)
+    assert (tmp_path / "out.replaced" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("undo_fails", [False, True])
+def test_old_package_is_not_lost_if_the_new_one_cannot_get_its_name(
+    undo_fails: bool, random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, set_aside = tmp_path / "out", tmp_path / "out.replaced"
+    package_snapshot(random_snapshot, out, release="assistant-13b")
+    before = contents(out)
+    real_replace, real_rename = os.replace, Path.rename
+
+    def replace(source: Any, target: Any) -> None:
+        if target == out:
+            raise OSError(errno.EIO, "Input/output error")
+        real_replace(source, target)
+
+    def rename(path: Path, target: Path) -> Path:
+        if path == set_aside and undo_fails:
+            raise OSError(errno.EIO, "Input/output error")
+        return real_rename(path, target)
+
+    where = rf"is now {set_aside}" if undo_fails else "is still there"
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "replace", replace)
+        failing.setattr(Path, "rename", rename)
+        with pytest.raises(DownloadError, match=rf"cannot be renamed to .*The earlier package {where}"):
+            package_snapshot(random_snapshot, out, release="13b", force=True)
+    assert contents(set_aside if undo_fails else out) == before
+    if undo_fails:
+        set_aside.rename(out)
+    assert package_snapshot(random_snapshot, out, release="13b", force=True).resumed
+
+
+def test_every_file_and_folder_is_flushed_to_the_disk(
+    random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[tuple[int, int]] = set()
+    real_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        flushed.add((found.st_dev, found.st_ino))
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    package_snapshot(random_snapshot, tmp_path / "out", release="13b", max_shard_size="1MB")
+    needed = [tmp_path, tmp_path / "out", *(tmp_path / "out").iterdir()]
+    assert [path.name for path in needed if (path.stat().st_dev, path.stat().st_ino) not in flushed] == []
 
 
 @pytest.mark.parametrize(

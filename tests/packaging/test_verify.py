@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from modelscope_polylm.errors import SnapshotError
+from modelscope_polylm.hub.upload import upload_package
 from modelscope_polylm.packaging.package import package_snapshot
-from modelscope_polylm.packaging.verify import Finding, VerifyReport, render_report, verify_snapshot
+from modelscope_polylm.packaging.verify import (
+    Finding,
+    VerifyReport,
+    check_hashes,
+    render_report,
+    verify_snapshot,
+)
+from tests.packaging.damage import compress, flip_byte
 from tests.snapshots import build_snapshot, write_json
 
 
@@ -79,6 +89,97 @@ def test_changed_and_missing_files(copy: Path) -> None:
     assert "LICENSE" in found[0].meaning
     assert "README.md" in found[1].meaning
     assert "modelscope download" in str(found[0].repair)
+
+
+@pytest.mark.parametrize(
+    ("content", "meaning"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "line 1 is not"),
+        (b"README.md\n", "line 1 is not a sha256 and a file name: 'README.md'"),
+        (b"0" * 64 + b"  config.json\nconfig.json\n", "line 2 is not"),
+        (b"0" * 64 + b"  \xe9t\xe9.txt\n", "missing"),
+        (b"0" * 64 + b"  " + b"x" * 5000 + b"\n", "is not the name of a file"),
+        (b"0" * 64 + b"  ../config.json\n", "is not the name of a file"),
+        (b"0" * 64 + b"  /etc/hostname\n", "is not the name of a file"),
+        (b"0" * 64 + b"  sub/config.json\n", "is not the name of a file"),
+        (b"0" * 64 + b"  ..\n", "is not the name of a file"),
+        (b"0" * 64 + b"  config.json\n", "config.json differ"),
+        (b"x" * (2 << 20), "more than 1,048,576 bytes"),
+    ],
+)
+def test_list_of_checksums_from_a_stranger(copy: Path, content: bytes, meaning: str) -> None:
+    (copy / "SHA256SUMS").write_bytes(content)
+    (finding,) = check_hashes(copy, "download")
+    assert (finding.status, finding.repair) == ("fault", "download")
+    assert meaning in finding.meaning
+    with pytest.raises(SnapshotError, match="is not uploaded"):
+        upload_package(copy, "somebody/polylm")
+
+
+def test_pipe_instead_of_a_file(copy: Path) -> None:
+    (copy / "LICENSE").unlink()
+    os.mkfifo(copy / "LICENSE")
+    (finding,) = check_hashes(copy, "download")
+    assert "LICENSE missing" in finding.meaning
+    (copy / "SHA256SUMS").unlink()
+    os.mkfifo(copy / "SHA256SUMS")
+    (finding,) = check_hashes(copy, "download")
+    assert "not a regular file" in finding.meaning
+
+
+@pytest.mark.usefixtures("short_corpus")
+def test_release_and_what_told_it(package: Path, tmp_path: Path) -> None:
+    def release(folder: Path, name: str | None = None) -> Finding:
+        return findings(verify_snapshot(folder, name, run=False), "release")[0]
+
+    assert "configuration.json names the prompt format 'assistant'" in release(package).meaning
+    assert release(package, "tiny").meaning == "tiny, recognised by the name that was given."
+    named = build_snapshot(tmp_path / "nlp_polylm_assistant_13b_text_generation")
+    assert release(named, "13b").meaning == "assistant-13b, recognised by the folder's name."
+    renamed = named.rename(tmp_path / "my-model")
+    assert release(renamed).status == "note"
+    assert "unknown: pass --release with one of" in release(renamed).meaning
+    assert str(release(renamed).repair).endswith("my-model-package --release NAME")
+    change(renamed / "configuration.json", prompt_format="multialpaca")
+    assert "configuration.json names the prompt format 'multialpaca'" in release(renamed).meaning
+    change(renamed / "configuration.json", release="13b")
+    assert release(renamed).meaning == "13b, recognised by configuration.json."
+
+
+@pytest.mark.usefixtures("short_corpus")
+def test_damaged_record_is_named(tmp_path: Path) -> None:
+    source = build_snapshot(tmp_path / "source", "bin-sharded")
+    (finding,) = findings(verify_snapshot(source, run=False), "records")
+    assert (finding.status, "3 .bin files" in finding.meaning) == ("ok", True)
+    record = flip_byte(source / "pytorch_model-00002-of-00003.bin")
+    (finding,) = findings(verify_snapshot(source, run=False), "records")
+    assert finding.status == "fault"
+    assert f"pytorch_model-00002-of-00003.bin is damaged, download it again: its record {record} " in finding.meaning
+
+
+def test_compressed_records_are_named(tmp_path: Path) -> None:
+    source = build_snapshot(tmp_path / "source", "bin")
+    compress(source / "pytorch_model.bin")
+    (finding,) = verify_snapshot(source).faults
+    assert "pytorch_model.bin is compressed" in finding.meaning
+
+
+@pytest.mark.usefixtures("short_corpus")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_tensor_that_is_not_finite_is_named(dtype: torch.dtype, tmp_path: Path) -> None:
+    source = build_snapshot(tmp_path / "source", "bin-sharded", dtype=dtype)
+    assert findings(verify_snapshot(source, run=False), "numbers")[0].status == "ok"
+    spoiled = {"wte.weight": "nan", "h.1.attn.c_proj.weight": "inf", "ln_f.bias": "-inf"}
+    for file in source.glob("*.bin"):
+        stored = torch.load(file, weights_only=True)
+        for name, value in spoiled.items():
+            if (tensor := stored.get(f"transformer.{name}")) is not None:
+                tensor.view(-1)[tensor.numel() // 2] = float(value)
+        torch.save(stored, file)
+    (finding,) = findings(verify_snapshot(source, run=False), "numbers")
+    assert finding.status == "fault"
+    assert finding.meaning.startswith("wte.weight, h.1.attn.c_proj.weight, ln_f.bias hold NaN or infinity")
 
 
 @pytest.mark.usefixtures("short_corpus")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +14,7 @@ from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.http.server import Server
 from modelscope_polylm.serve.middleware import Access
 from modelscope_polylm.serve.server import Limits, NativeServer
+from tests.http.running import listening
 
 QUESTION = "Rome is the capital of Italy.\nTranslate this sentence from English to German."
 ANSWER = "Rom ist die Hauptstadt von Italien."
@@ -33,7 +31,6 @@ class Running:
     port: int
     native: NativeServer
     server: Server
-    thread: threading.Thread
     http: httpx.Client
 
     @property
@@ -68,32 +65,15 @@ def serving(
     **limits: int,
 ) -> Iterator[Running]:
     """A server for the time of a block."""
-    listener = socket.create_server(("127.0.0.1", 0))
     native = NativeServer(generator, ("tiny", "polylm-tiny"), access, Limits(**limits), defaults, system_message)
-    ready = threading.Event()
-    server = native.server("127.0.0.1", 0, ready.set)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-    thread.start()
-    port = listener.getsockname()[1]
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, limits=httpx.Limits(max_connections=None))
-    running = Running(port, native, server, thread, client)
+    server = native.server("127.0.0.1", 0)
     try:
-        assert ready.wait(30)
-        yield running
+        with listening(server) as port:
+            url, unlimited = f"http://127.0.0.1:{port}", httpx.Limits(max_connections=None)
+            with httpx.Client(base_url=url, timeout=120, limits=unlimited) as client:
+                yield Running(port, native, server, client)
     finally:
-        client.close()
-        running.end()
-        thread.join(60)
         native.queue.stop()
-    assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "It did not happen."
-        time.sleep(0.01)
 
 
 def chat(**more: Any) -> dict[str, Any]:

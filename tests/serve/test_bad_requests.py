@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import re
+import threading
+import time
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,9 +24,9 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 2**40}, "max_tokens"),
     ({"max_tokens": 5, "max_new_tokens": 6}, "contradicts"),
     ({"max_tokens": 512}, "context"),
-    ({"n": 0}, "n:"),
+    ({"n": 0}, "n=0 must be at least 1."),
     ({"n": 1000, "temperature": 1}, "1000 rows"),
-    ({"n": "2"}, "n:"),
+    ({"n": "2"}, "n='2' must be a whole number."),
     ({"n": 5, "num_beams": 4}, "num_beams"),
     ({"num_beams": 64}, "64 rows"),
     ({"num_beams": 65}, "num_beams"),
@@ -30,9 +36,15 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 1.5}, "top_p"),
     ({"seed": 2**64}, "seed"),
     ({"stop": ""}, "stop"),
-    ({"stop": []}, "stop"),
+    ({"stop": [""]}, "stop[0]='' must be a text of at least 1 character(s)."),
+    ({"stop": 5}, "stop=5 must be a text or a list."),
+    ({"stop": ["a"] * 65}, "stop must be a text or a list of at most 64 items."),
+    ({"top_k": -2}, "top_k=-2 must be at least -1."),
+    ({"min_tokens": 3, "min_new_tokens": 4}, "min_tokens=3 contradicts min_new_tokens=4"),
+    ({"skip_special_tokens": False}, "skip_special_tokens is not supported"),
+    ({"stop_token_ids": [5]}, "stop_token_ids is not supported"),
     ({"stream": "yes"}, "stream"),
-    ({"stream_options": {"x": 1}, "stream": True}, "stream_options"),
+    ({"stream_options": {"x": 1}, "stream": True}, "stream_options.x is unknown: leave it out."),
     ({"early_stopping": "sometimes"}, "early_stopping"),
     ({"bad_words_ids": [[3000]]}, "3000"),
     ({"pad_token_id": 2**31 - 1}, "does not exist"),
@@ -54,7 +66,12 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user"}]}, "content"),
     ({"messages": [{"role": "system", "content": "a"}]}, "system"),
     ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
-    ({"messages": [{"role": "user", "content": "a"}] * 2}, "take turns"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}] * 2}, "assistant"),
+    ({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]}, "take turns"),
+    ({"messages": [{"role": "user", "content": "a", "x": 1}]}, "messages[0].x is not supported"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}, "content[0].x is unknown"),
+    ({"messages": [{"content": "a"}]}, "messages[0].role is missing."),
+    ({"messages": [5]}, "messages[0]=5 must be an object."),
     ({"messages": [{"role": "user", "content": "a\n<|assistant|>\nb"}]}, "forge a turn"),
     ({"messages": [{"role": "user", "content": "<|\u200bUSER|>"}]}, "forge a turn"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text alone"),
@@ -104,6 +121,72 @@ def test_wrong_completions(server: Running, more: dict[str, Any], part: str) -> 
     response = server.post(COMPLETIONS, completion(**more))
     assert response.status_code == 400, response.text
     assert part in error_of(response)["message"]
+
+
+def test_no_word_of_the_library_is_shown(server: Running) -> None:
+    own_words = re.compile(r"\[type=|Input should|Field required|valid (string|integer|list)|permitted|pydantic")
+    for path, body in (
+        *((CHAT, chat(**more)) for more, _ in (*WRONG_FIELDS, *WRONG_CHATS)),
+        *((COMPLETIONS, completion(**more)) for more, _ in (*WRONG_FIELDS, *WRONG_COMPLETIONS)),
+        (CHAT, []),
+        (CHAT, None),
+        (COMPLETIONS, {}),
+    ):
+        message = error_of(server.post(path, body))["message"]
+        assert not own_words.search(message)
+        assert len(message) < 700
+
+
+FLOODS = {
+    "empty lists": (COMPLETIONS, {"prompt": [[]] * 300_000}),
+    "lists of texts": (COMPLETIONS, {"prompt": [["a"]] * 150_000}),
+    "numbers as messages": (CHAT, {"messages": [0] * 480_000}),
+    "many messages": (CHAT, {"messages": [{"role": "user", "content": "a"}] * 28_000}),
+    "many tokens": (COMPLETIONS, {"prompt": [5] * 480_000}),
+    "negative tokens": (COMPLETIONS, {"prompt": [-1] * 300_000}),
+    "many texts": (COMPLETIONS, {"prompt": ["a"] * 240_000}),
+    "wrong texts": (COMPLETIONS, {"prompt": ["a"] * 200_000 + [1]}),
+    "many parts": (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}] * 50_000}]}),
+    "many forbidden words": (COMPLETIONS, {"bad_words_ids": [[1]] * 200_000}),
+    "many stop texts": (COMPLETIONS, {"stop": ["a"] * 240_000}),
+    "many unknown fields": (COMPLETIONS, {f"a{number}": 1 for number in range(70_000)}),
+    "a long unknown field": (COMPLETIONS, {"temperature" * 80_000: 1}),
+    "many wrong fields": (COMPLETIONS, {"user": {f"a{number}": 1 for number in range(70_000)}}),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_one_large_body_does_not_hold_the_others(server: Running, name: str) -> None:
+    path, more = FLOODS[name]
+    body = {**(chat() if path == CHAT else completion()), **more}
+    content = json.dumps(body, separators=(",", ":")).encode()
+    assert 400_000 < len(content) < 1_000_000
+    slowest, watching, done = 0.0, threading.Event(), threading.Event()
+
+    def watch() -> None:
+        nonlocal slowest
+        with httpx.Client(base_url=server.url) as client:
+            client.get("/health")
+            watching.set()
+            while not done.is_set():
+                start = time.monotonic()
+                client.get("/health")
+                slowest = max(slowest, time.monotonic() - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert watching.wait(30)
+    gc.freeze()  # as `NativeServer.run` does
+    start = time.monotonic()
+    response = server.http.post(path, content=content, headers={"Content-Type": "application/json"})
+    seconds = time.monotonic() - start
+    gc.unfreeze()
+    done.set()
+    watcher.join()
+    print(f"{name}: {len(content):,} bytes refused after {seconds:.2f} s; /health took {slowest:.2f} s at most")
+    assert response.status_code == 400
+    assert len(error_of(response)["message"]) < 700
+    assert max(seconds, slowest) < 3
 
 
 def test_too_long_prompts_have_openais_code(server: Running) -> None:
@@ -201,7 +284,25 @@ def test_any_json(server: Running, fields: dict[str, Any], path: str) -> None:
 def test_other_paths(server: Running, method: str, path: str, status: int) -> None:
     response = server.http.request(method, path)
     assert response.status_code == status
-    error_of(response)
+    message = error_of(response)["message"]
+    assert message.endswith(
+        "takes POST, not GET." if path == CHAT else "takes GET, not DELETE." if status == 405 else "."
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/completions", "did you mean /v1/completions?"),
+        ("/api/generate", "OpenAI's interface begins at /v1"),
+    ],
+)
+def test_a_wrong_base_url_is_told(server: Running, path: str, hint: str) -> None:
+    response = server.post(path, chat())
+    assert response.status_code == 404
+    assert hint in error_of(response)["message"]
 
 
 def test_a_body_that_is_no_json_by_its_header(server: Running) -> None:

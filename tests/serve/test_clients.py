@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -114,6 +116,48 @@ def test_curl(protected: Running) -> None:
     assert refused.endswith("401")
     assert "invalid_api_key" in refused
     assert curl(protected, f"{protected.url}/health") == '{"status":"ok"}'
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_asks_for_http_2(protected: Running) -> None:
+    body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": {_json(QUESTION)}}}]}}'
+    key = ("--header", f"Authorization: Bearer {KEY}")
+    assert ANSWER in curl(protected, "--http2", *key, f"{protected.url}{CHAT}", "--json", body)
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+
+public class Ask {
+    public static void main(String[] arguments) throws Exception {
+        for (HttpClient.Version version : HttpClient.Version.values()) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(arguments[0]))
+                .header("Content-Type", "application/json").header("Authorization", "Bearer " + arguments[1])
+                .POST(HttpRequest.BodyPublishers.ofString(arguments[2])).build();
+            HttpClient client = HttpClient.newBuilder().version(version).build();
+            for (int number = 0; number < 2; number++) {
+                HttpResponse<String> response = client.send(request, HttpResponse.BodyHandlers.ofString());
+                System.out.println(response.statusCode() + " " + response.body());
+            }
+        }
+    }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="no JDK is installed")
+def test_a_java_client(protected: Running, tmp_path: Path) -> None:
+    source = tmp_path / "Ask.java"
+    source.write_text(JAVA)
+    body = json.dumps({"model": "tiny", "messages": MESSAGES})
+    command = ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", str(source), f"{protected.url}{CHAT}", KEY, body]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if "Unable to find" in done.stderr or "compiler" in done.stderr:
+        pytest.skip("only a Java runtime is installed")
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 4, done.stderr
+    assert all(line.startswith("200 ") and ANSWER in line for line in lines)
 
 
 def _json(text: str) -> str:

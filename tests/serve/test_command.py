@@ -20,8 +20,9 @@ import pytest
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.serve.command import model_names
 from tests.commands import Outcome
+from tests.http.running import wait_for
 from tests.processes import POLYLM, environment
-from tests.serve.running import CHAT, COMPLETIONS, LONG, chat, completion, wait_for
+from tests.serve.running import CHAT, COMPLETIONS, LONG, chat, completion
 
 Polylm = Callable[..., Outcome]
 
@@ -35,6 +36,12 @@ Polylm = Callable[..., Outcome]
         (["--", "--tensor-parallel-size", "2"], "--tensor-parallel-size is a flag for vLLM"),
         (["--backend", "vllm", "--num-beams", "2"], "--num-beams is for the native backend"),
         (["--backend", "vllm", "--device", "cpu"], "--device is for the native backend"),
+        (["--backend", "vllm", "--open-metrics"], "--open-metrics is for the native backend"),
+        (["--backend", "vllm", "--api-key", "a", "--api-key", "b"], "vLLM's server takes one key"),
+        (["--host", "0.0.0.0", "--api-key", "a", "--open-metrics"], "--open-metrics is for loopback"),
+        (["--system-message", "ignore"], "choose refuse or prepend"),
+        (["--log-format", "xml"], "choose text or json"),
+        (["--cors-origin", "example.org"], "must be like https://example.org"),
         (["--num-beams", "4", "--max-rows", "3"], "takes 4 rows"),
         (["--top-p", "3"], "top_p"),
         (["--do-sample", "--num-beams", "2"], "num_beams"),
@@ -120,4 +127,10 @@ def test_a_signal_lets_running_requests_end() -> None:
         lines = [line.removeprefix("data: ") for line in running.result().text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     assert json.loads(lines[-2])["choices"][0]["finish_reason"] == "length"
-    assert (code, errors.splitlines()) == (-signal.SIGTERM, [f"Serving tiny at {served.url}/v1; Ctrl-C ends."])
+    assert code == -signal.SIGTERM
+    said = [line.partition(" INFO ")[2] for line in errors.splitlines()]
+    assert said[0] == f"Serving tiny at {served.url}/v1; Ctrl-C ends."
+    assert [line[:29] for line in said[1:3]] == ["POST /v1/chat/completions 401", "POST /v1/chat/completions 200"]
+    assert said[3] == "Ending: running requests may take 120 more seconds."
+    assert said[4].startswith("POST /v1/completions 200 in ")
+    assert said[5:] == ["Ended."]

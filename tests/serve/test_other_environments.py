@@ -35,7 +35,7 @@ def test_langchain(server: Running) -> None:
     assert len(seen["beams"]) == 2
     assert seen["beams"][0] == ANSWER
     assert seen["conversation"]
-    assert "'system', which PolyLM was not trained with" in seen["system"]
+    assert seen["system"] and "Error" not in seen["system"]
     assert "The last user message makes a prompt of" in seen["too long"]
 
 
@@ -59,7 +59,7 @@ def test_schemathesis_finds_no_server_error(tiny: TextGenerator, tmp_path: Path)
 
 
 def test_load() -> None:
-    from benchmarks.serving_load import measure_load
+    from benchmarks.serving import measure_load
 
     figures = measure_load(clients=32, seconds=15)
     phases = [figures[name] for name in ("one client", "32 clients", "64 clients", "one client again")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 from modelscope_polylm.generation.runner import Runner
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.serve import routes
+from tests.http.running import wait_for
 from tests.serve.running import (
     ANSWER,
     CHAT,
@@ -25,7 +28,6 @@ from tests.serve.running import (
     completion,
     error_of,
     serving,
-    wait_for,
 )
 
 NARROW = {"num_beams": 1}
@@ -129,6 +131,46 @@ def test_a_full_queue(tiny: TextGenerator) -> None:
         assert server.post(CHAT, chat(num_beams=1)).status_code == 200
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_queued_stream_has_its_headers_at_once_and_comments(
+    tiny: TextGenerator, steps: Steps, monkeypatch: pytest.MonkeyPatch, beams: int
+) -> None:
+    monkeypatch.setattr(routes, "COMMENT_SECONDS", 0.2)
+    with serving(tiny, defaults=NARROW, rows=3) as server:
+        running = send(server, long(stream=True, num_beams=3))
+        wait_for(lambda: steps.count >= 2)
+        steps.go_on.clear()
+        start = time.monotonic()
+        with server.http.stream("POST", CHAT, json=chat(num_beams=beams, stream=True)) as response:
+            seconds = time.monotonic() - start
+            assert server.metric("polylm_waiting_requests") == 1
+            lines = response.iter_lines()
+            waited = [next(lines) for _ in range(8)]
+            running.close()
+            steps.go_on.set()
+            text = "".join(lines)
+        print(f"the headers of a queued stream came after {seconds:.2f} s")
+        assert (response.status_code, response.headers["content-type"][:17]) == (200, "text/event-stream")
+        assert seconds < 2
+        assert waited.count(": waiting") >= 3
+        assert text.endswith("data: [DONE]")
+
+
+def test_a_queued_stream_that_cannot_run_says_so(tiny: TextGenerator, steps: Steps) -> None:
+    with serving(tiny, defaults=NARROW, rows=1) as server:
+        running = send(server, long(stream=True))
+        wait_for(lambda: steps.count >= 2)
+        steps.go_on.clear()
+        with server.http.stream("POST", CHAT, json=chat(stream=True)) as response:
+            assert response.status_code == 200
+            server.end()
+            wait_for(lambda: server.native.queue.is_ending)
+            steps.go_on.set()
+            events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+        assert json.loads(events[-1])["error"]["code"] == "shutting_down"
+        running.close()
+
+
 def test_requests_with_other_options_run_together(tiny: TextGenerator) -> None:
     with serving(tiny) as server:
         first = send(server, long(stream=True))
@@ -163,7 +205,7 @@ def test_the_end_finishes_what_runs_and_refuses_what_waits(tiny: TextGenerator) 
         refused = waiting.result()
         assert (refused.status_code, error_of(refused)["code"]) == (503, "shutting_down")
         assert running.result().json()["usage"]["completion_tokens"] == 400
-        server.thread.join(30)
+        wait_for(lambda: not server.server.server_state.tasks)
         with pytest.raises(ConnectionRefusedError):
             server.connect()
 

@@ -26,7 +26,9 @@ class SlowGenerator:
         self.now = self.most = self.ended = 0
         self._lock = threading.Lock()
 
-    def stream(self, prompts: Sequence[Prompt], options: Any) -> Generator[list[GenerationResult], None, list[GenerationResult]]:
+    def stream(
+        self, prompts: Sequence[Prompt], options: Any
+    ) -> Generator[list[GenerationResult], None, list[GenerationResult]]:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)

@@ -11,11 +11,13 @@ import torch
 from transformers import GenerationConfig, GPT2LMHeadModel
 
 from modelscope_polylm.backends.base import Backend, Completion, Delta, DeltaStream, Request
+from modelscope_polylm.backends.placement import check_memory
 from modelscope_polylm.backends.transformers.arguments import batches, check_options
 from modelscope_polylm.backends.transformers.generate import GenerateCall, Report
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Deliver
+from modelscope_polylm.network.weights import network_name, not_finite
 from modelscope_polylm.snapshot import Snapshot
 
 
@@ -68,7 +70,10 @@ class TransformersBackend(Backend):
         self.config, self.dtype = snapshot.config, dtype
         options = {"max_memory": max_memory, "offload_folder": offload_folder}
         given = {name: value for name, value in options.items() if value is not None}
+        if device_map is None:
+            check_memory(snapshot.config, dtype, device)
         self.model = _load(snapshot, dtype, device_map={"": device} if device_map is None else device_map, **given)
+        _check_finite(snapshot, self.model, dtype)
         self.device = _input_device(self.model)
         self._call = GenerateCall(self.model, snapshot.tokenizer, self.device)
         self._lock = threading.Lock()
@@ -143,15 +148,27 @@ def _answer(
 
 
 def _check_layout(snapshot: Snapshot) -> None:
-    # GPT2LMHeadModel would take the square matrices of the other layout the wrong way round.
-    linear = (3 * snapshot.config.hidden_size, snapshot.config.hidden_size)
-    for file in snapshot.weight_files.files:
-        for name, header in file.headers.items():
-            if name.endswith("attn.c_attn.weight") and header.shape == linear:
-                raise SnapshotError(
-                    f"{file.path.name} holds {name} as nn.Linear's [out, in], which transformers' GPT2LMHeadModel "
-                    "cannot load: use backend='native'."
-                )
+    """Refuse what GPT2LMHeadModel would read wrongly, or not at all, without an error."""
+    files = snapshot.weight_files
+    if not files.is_conv1d(snapshot.config):
+        reason = "hold projections as nn.Linear's [out, in]"
+    elif prefix := files.wrapper_prefix():
+        reason = f"have names of tensors that begin with {prefix!r}"
+    else:
+        return
+    raise SnapshotError(
+        f"The weights in {snapshot.folder} {reason}, which transformers' GPT2LMHeadModel cannot load: use "
+        "backend='native', or a package of the snapshot (`polylm package`)."
+    )
+
+
+def _check_finite(snapshot: Snapshot, model: Any, dtype: torch.dtype) -> None:
+    """Raise SnapshotError for weights that are not finite; those that were offloaded are read from the files again."""
+    parameters = {network_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    loaded = {name: tensor for name, tensor in parameters.items() if not tensor.is_meta}
+    snapshot.weight_files.refuse(not_finite(loaded), dtype)
+    if offloaded := parameters.keys() - loaded.keys():
+        snapshot.weight_files.check_finite(snapshot.config, dtype, offloaded)
 
 
 def _load(snapshot: Snapshot, dtype: torch.dtype, **placement: Any) -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -26,6 +25,7 @@ from modelscope_polylm.backends.vllm.options import (
     sampling_parameters,
 )
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
+from modelscope_polylm.files import read_json
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Deliver, TokenCollector
 from modelscope_polylm.snapshot import Snapshot
@@ -103,6 +103,8 @@ class VLLMBackend(Backend):
         if device.type == "cpu" and own["gpu_memory_utilization"] is None:
             own["gpu_memory_utilization"] = CPU_MEMORY_UTILIZATION
         given = {name: value for name, value in own.items() if value is not None}
+        if engine_options.get("load_format") != "dummy":
+            snapshot.weight_files.check_finite(snapshot.config, dtype)
         self.engine = BackgroundEngine({**fixed_arguments(snapshot, dtype), **given, **engine_options})
         positions = min(snapshot.config.max_positions, self.engine.max_model_len)
         self.config = dataclasses.replace(snapshot.config, max_positions=positions)
@@ -187,8 +189,12 @@ def _deliver_part(deliver: Deliver, index: int, ids: list[int], completions: lis
 def packaging_reasons(snapshot: Snapshot) -> list[str]:
     """Why a snapshot has to be packaged for vLLM, a line each; empty for what `polylm package` wrote."""
     folder = snapshot.folder
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     reasons = []
+    if prefix := snapshot.weight_files.wrapper_prefix():
+        reasons.append(f"its tensors have names that begin with {prefix!r}")
+    if not snapshot.weight_files.is_conv1d(snapshot.config):
+        reasons.append("its projections are nn.Linear's [out, in]")
     if not list(folder.glob("*.safetensors")):
         reasons.append("its weights are not safetensors")
     if config.get("architectures") != ["GPT2LMHeadModel"]:

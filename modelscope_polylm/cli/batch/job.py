@@ -1,60 +1,78 @@
-"""One batch from its files' check to its end."""
+"""One batch, from the check of its files to its end."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelscope_polylm.cli.batch.openai_batch import OpenAIBatch, is_request
 from modelscope_polylm.cli.batch.output import (
     OutputFile,
     OutputStream,
-    Record,
     check_or_write,
     is_stream,
     model_settings,
     settings_file,
 )
-from modelscope_polylm.cli.batch.rows import InputFile, Question, Row
-from modelscope_polylm.cli.generate import answer_record
-from modelscope_polylm.errors import DeviceError, InputError, OptionError
+from modelscope_polylm.cli.batch.records import (
+    TABLE_DELIMITERS,
+    RecordFormat,
+    TableRecords,
+    answer_lines,
+    is_table,
+    response_lines,
+)
+from modelscope_polylm.cli.batch.requests import PromptTemplate, RequestSource
+from modelscope_polylm.cli.batch.rows import BatchInput, Row
+from modelscope_polylm.cli.batch.running import Outcome, RowRunner
+from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.files import file_sha256
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.generator import GenerationResult, TextGenerator
-    from modelscope_polylm.inputs import Prompt
+    from modelscope_polylm.generator import TextGenerator
+
+
+WRITE_ROWS, WRITE_SECONDS = 256, 0.5
+"""What a kill can lose: rows that were answered but not written."""
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """What is to be answered, how, and where the answers go.
 
     Attributes:
         source: the rows.
         out: the output.
-        question: makes inputs of rows.
-        chat: whether a plain text is a user's message.
-        batch_size: rows that run together.
+        prompts: makes prompts of rows.
+        batch_size: most rows that run together; None leaves it to the backend.
         overwrite: begin again where the output exists.
+        models: what the requests of an OpenAI batch file may call the model.
     """
 
-    source: InputFile
+    source: BatchInput
     out: Path
-    question: Question
-    chat: bool = False
-    batch_size: int = 16
+    prompts: PromptTemplate
+    batch_size: int | None = None
     overwrite: bool = False
+    models: Sequence[str] = ()
 
     def check(self) -> None:
         """Find what is wrong with the files before a model is loaded. Raises OptionError or InputError."""
-        self.question.check_columns(self.source.columns())
+        if self._holds_requests():
+            self._check_requests()
+        else:
+            columns = self.source.columns()
+            self.prompts.check_columns(columns)
+            if is_table(self.out) and columns is not None:
+                self._table(columns, several=False)
         if is_stream(self.out):
             return
         if self.out.is_dir():
@@ -72,135 +90,111 @@ class Job:
         """Answer all rows that are not answered yet.
 
         Returns:
-            'lines' in all, and of this run 'answered', 'errors', 'tokens', 'seconds', 'tokens_per_second'.
+            'lines' in all, and how many of them are 'written' and 'failed'; and of this run 'answered', 'errors',
+            'tokens', 'seconds', 'tokens_per_second'. After Ctrl-C fewer are written than there are.
 
         Raises:
             OptionError: wrong options, or an output of another run.
             PolyLMError: the output cannot be written.
         """
+        batch = OpenAIBatch(self.models) if self._holds_requests() else None
+        source: RequestSource = batch or self.prompts
         checked = generator.options(options)
-        output = self._opened(model_settings(generator, checked))
+        survey = Survey.of(self.source.rows(), is_batch=batch is not None)
+        output, format = self._opened(generator, checked, survey, batch)
         try:
-            total = sum(1 for _ in self.source.rows())
-            progress = Progress(total, output.written)
-            work = Work(generator, checked, self.question, self.chat, self.batch_size, progress.report)
+            progress = Progress(survey.rows, output.written)
+            runner = RowRunner(generator, options, source, self.batch_size, progress.count)
             with progress.shown():
-                for records in work.records(self.source.rows(), output.written):
-                    output.append(records)
+                outcomes = runner.run(islice(self.source.rows(), output.written, None))
+                for part in collected(outcomes):
+                    output.append([format.record(row, outcome) for row, outcome in part])
+        except KeyboardInterrupt:
+            if isinstance(output, OutputStream):
+                raise
+            output.count()  # records may have been written without having been counted
         finally:
             output.close()
-        return {"lines": total, **progress.summary()}
+        counts = {"lines": survey.rows, "written": output.written, "failed": output.failed}
+        return {**counts, **progress.summary()}
 
-    def _opened(self, settings: dict[str, Any]) -> OutputFile | OutputStream:
+    def _holds_requests(self) -> bool:
+        return is_request(next((row.value for row in self.source.rows()), None))
+
+    def _check_requests(self) -> None:
+        given = {"column": self.prompts.column, "template": self.prompts.template, "chat": self.prompts.chat or None}
+        for name, value in given.items():
+            if value is not None:
+                raise OptionError(f"{self.source.path} holds OpenAI's requests, which need no --{name}: leave it out.")
+        if is_table(self.out):
+            raise OptionError(f"OpenAI's responses are JSON lines: call the output {self.out.stem}.jsonl.")
+
+    def _table(self, columns: Sequence[str], several: bool) -> TableRecords:
+        possible = TABLE_DELIMITERS[self.out.suffix.lower()]
+        delimiter = self.source.format.delimiter
+        return TableRecords(columns, delimiter if delimiter in possible else possible[0], several)
+
+    def _opened(
+        self, generator: TextGenerator, options: GenerationOptions, survey: Survey, batch: OpenAIBatch | None
+    ) -> tuple[OutputFile | OutputStream, RecordFormat]:
+        format: RecordFormat = answer_lines() if batch is None else response_lines(batch)
+        if is_table(self.out):
+            format = self._table(self.source.columns() or survey.keys, several=options.num_return_sequences > 1)
         if is_stream(self.out):
-            return OutputStream(self.out)
-        output = OutputFile(self.out, self.overwrite)
+            return OutputStream(self.out, format), format
+        output = OutputFile(self.out, format, self.overwrite)
         try:
-            check_or_write(self.out, {**self._settings(), **settings}, begun=output.written > 0)
+            settings = {**self._settings(), **model_settings(generator, options)}
+            check_or_write(self.out, settings, begun=output.written > 0)
         except BaseException:
             output.close()
             raise
-        return output
+        return output, format
 
     def _settings(self) -> dict[str, Any]:
-        reading = {"input": file_sha256(self.source.path), "kind": self.source.kind, "encoding": self.source.encoding}
-        asking = {"column": self.question.column, "template": self.question.template, "chat": self.chat}
-        return {**reading, **asking, "batch_size": self.batch_size}
+        source, prompts = self.source, self.prompts
+        reading = {"input": file_sha256(source.path), "format": source.format.name, "encoding": source.encoding}
+        asking = {"column": prompts.column, "template": prompts.template, "chat": prompts.chat}
+        return {**reading, "delimiter": source.format.delimiter, **asking, "batch_size": self.batch_size}
 
 
-def complete_lines(out: Path) -> int:
-    """How many lines of an output file are complete."""
-    if not out.exists():
-        return 0
-    with out.open("rb") as file:
-        return sum(line.endswith(b"\n") for line in file)
-
-
-WINDOW_BATCHES = 16
-"""A window is this many batches: enough to find rows of similar length, little enough to lose by a kill."""
-Report = Callable[[int, int, int], None]
-"""Takes the number of rows that were finished, errors among them, and generated tokens."""
+def collected(outcomes: Iterator[tuple[Row, Outcome]]) -> Iterator[list[tuple[Row, Outcome]]]:
+    """Outcomes in lists that are worth a write to the disk: of WRITE_ROWS rows, or of WRITE_SECONDS."""
+    part: list[tuple[Row, Outcome]] = []
+    since = time.monotonic()
+    for each in outcomes:
+        part.append(each)
+        if len(part) >= WRITE_ROWS or time.monotonic() - since >= WRITE_SECONDS:
+            yield part
+            part, since = [], time.monotonic()
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)
-class Work:
-    """Turns rows into records.
+class Survey:
+    """What is known of all rows before the first one runs.
 
     Attributes:
-        generator, options: what answers them.
-        question: makes inputs of rows.
-        chat: whether a plain text is a user's message.
-        batch_size: rows that run together.
-        report: hears of finished rows.
+        rows: how many there are.
+        keys: all keys of their objects.
     """
 
-    generator: TextGenerator
-    options: GenerationOptions
-    question: Question
-    chat: bool
-    batch_size: int
-    report: Report
+    rows: int
+    keys: list[str]
 
-    def records(self, rows: Iterator[Row], written: int) -> Iterator[list[Record]]:
-        """A list of records for each window, without the `written` ones that an earlier run got to.
-
-        Windows begin at the same rows in every run, and so the same rows run together: a run that goes on gives the
-        answers that it would have given without the interruption.
-        """
-        window = WINDOW_BATCHES * self.batch_size
-        done = written // window * window
-        rows = islice(rows, done, None)
-        while some := list(islice(rows, window)):
-            if done + len(some) > written:
-                yield self._window(some)[max(written - done, 0) :]
-            done += len(some)
-
-    def _window(self, rows: Sequence[Row]) -> list[Record]:
-        records: dict[int, Record] = {}
-        prompts: dict[int, Prompt] = {}
-        for index, row in enumerate(rows):
-            try:
-                prompts[index] = self._prompt(row)
-            except InputError as error:
-                records[index] = {"error": str(error)}
-        self.report(len(records), len(records), 0)
-        by_length = sorted(prompts, key=lambda index: len(prompts[index].ids))
-        for first in range(0, len(by_length), self.batch_size):
-            batch = by_length[first : first + self.batch_size]
-            records.update(zip(batch, self._answers([prompts[index] for index in batch]), strict=True))
-        return [{"line": row.number, **_identity(row), **records[index]} for index, row in enumerate(rows)]
-
-    def _prompt(self, row: Row) -> Prompt:
-        if row.error is not None:
-            raise InputError(row.error)
-        return self.generator.reader.read(self.question.of(row.value), self.options, chat=self.chat)
-
-    def _answers(self, prompts: list[Prompt]) -> list[Record]:
-        try:
-            replies = self._replies(prompts)
-        except DeviceError as error:
-            if len(prompts) == 1:
-                self.report(1, 1, 0)
-                return [{"error": str(error)}]
-            half = len(prompts) // 2
-            return self._answers(prompts[:half]) + self._answers(prompts[half:])
-        self.report(len(prompts), 0, sum(len(completion.ids) for reply in replies for completion in reply.completions))
-        return [answer_record(reply) for reply in replies]
-
-    def _replies(self, prompts: list[Prompt]) -> list[GenerationResult]:
-        import torch
-
-        try:
-            return self.generator.reply(prompts, self.options)
-        except torch.OutOfMemoryError as error:
-            text = f"{len(prompts)} rows do not fit into the memory of {self.generator.backend.device}."
-            raise DeviceError(text) from error
-
-
-def _identity(row: Row) -> Record:
-    """The row's own 'id', so that answers can be found again."""
-    value: Any = row.value
-    return {"id": value["id"]} if isinstance(value, dict) and "id" in value else {}
+    @classmethod
+    def of(cls, rows: Iterable[Row], is_batch: bool) -> Survey:
+        """Read all rows. Raises InputError for two requests of one batch that have the same `custom_id`."""
+        count, keys, numbers = 0, dict[str, None](), dict[str, int]()
+        for row in rows:
+            count += 1
+            value = row.value if isinstance(row.value, dict) else {}
+            keys.update(dict.fromkeys(value))
+            custom_id = value.get("custom_id")
+            if is_batch and isinstance(custom_id, str) and numbers.setdefault(custom_id, count) != count:
+                raise InputError(f"The rows {numbers[custom_id]} and {count} have the custom_id {custom_id!r:.80}.")
+        return cls(count, list(keys))
 
 
 class Progress:
@@ -229,7 +223,7 @@ class Progress:
         counts = {"answered": self.rows - self.errors, "errors": self.errors, "tokens": self.tokens}
         return {**counts, "seconds": seconds, "tokens_per_second": speed}
 
-    def report(self, rows: int, errors: int, tokens: int) -> None:
+    def count(self, rows: int, errors: int, tokens: int) -> None:
         """Count finished rows."""
         self.rows, self.errors, self.tokens = self.rows + rows, self.errors + errors, self.tokens + tokens
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""The output: complete JSON lines, only ever appended, so that a run which was killed can go on behind them."""
+"""The output: complete records, only ever appended, so that a run which was killed can go on after them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from modelscope_polylm.cli.batch.records import RecordFormat
 from modelscope_polylm.errors import OptionError, PolyLMError
 from modelscope_polylm.files import lock, write_atomically
-from modelscope_polylm.terminal.output import json_line
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
     from modelscope_polylm.generator import TextGenerator
 
+SMALL_FILES = ("config.json", "tokenizer.model")
+WEIGHTS = (".safetensors", ".bin")
+ADVICE = "give the same input and options to go on with it, choose another output, or pass --overwrite to begin again."
 
-Record = dict[str, Any]
+Settings = dict[str, Any]
 
 
 def is_stream(path: Path) -> bool:
@@ -29,19 +32,25 @@ def is_stream(path: Path) -> bool:
 
 
 class OutputStream:
-    """Writes to stdout, a pipe or a device."""
+    """Writes to stdout, a pipe or a device.
 
-    written = 0
+    Attributes:
+        written: records of this run.
+        failed: how many of them hold an error.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, format: RecordFormat) -> None:
         """Open it. Raises OptionError."""
-        self.path = path
         self._file = sys.stdout.buffer if str(path) == "-" else _opened(path, "wb")
+        self._format = format
+        self.written = self.failed = 0
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[bytes]) -> None:
         """Write records. Raises OSError."""
-        self._file.write(encoded(records))
+        self._file.write((b"" if self.written else self._format.header) + b"".join(records))
         self._file.flush()
+        self.written += len(records)
+        self.failed += sum(map(self._format.is_error, records))
 
     def close(self) -> None:
         """Nothing is left to do."""
@@ -52,45 +61,54 @@ class OutputFile:
 
     Attributes:
         path: the file.
-        written: how many complete lines it has.
+        written: how many complete records it has.
+        failed: how many of them hold an error.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
-        """Open or create it; cut off a last line that is not complete.
+    def __init__(self, path: Path, format: RecordFormat, overwrite: bool = False) -> None:
+        """Open or create it; cut off a last record that is not complete.
 
         Raises:
-            OptionError: it cannot be written, another process writes it, or its lines are not those of a batch.
+            OptionError: it cannot be written, another process writes it, or its records are not those of a batch.
         """
-        self.path = path
+        self.path, self._format = path, format
         self._file = _opened(path, "r+b" if path.exists() else "x+b")
         try:
             lock(self._file.fileno(), when_held=self._refuse)
             if overwrite:
                 self._file.truncate(0)
-            self.written, end = self._complete_lines()
-            if self._file.seek(0, os.SEEK_END) > end:
-                self._file.truncate(end)
-                self._file.seek(end)
+            self.count()
         except BaseException:
             self._file.close()
             raise
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[bytes]) -> None:
         """Write records and make sure that they are on disk.
 
         Raises:
             PolyLMError: the disk is full or failing; what was written before stays.
         """
+        header = b"" if self._file.tell() else self._format.header
         try:
-            self._file.write(encoded(records))
+            self._file.write(header + b"".join(records))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise PolyLMError(
                 f"{self.path} cannot be written: {error.strerror}. {self.written} lines are complete; when there is "
-                "space, the same command goes on behind them."
+                "space, the same command goes on after them."
             ) from error
         self.written += len(records)
+        self.failed += sum(map(self._format.is_error, records))
+
+    def count(self) -> None:
+        """Count the complete records, and cut off what comes after them. Raises OptionError for other lines."""
+        self._file.seek(0)
+        self.written = self.failed = 0
+        end = self._read_records()
+        if self._file.seek(0, os.SEEK_END) > end:
+            self._file.truncate(end)
+            self._file.seek(end)
 
     def close(self) -> None:
         """Close the file, which also lets other processes write it."""
@@ -99,27 +117,32 @@ class OutputFile:
         except OSError:  # a full disk was reported by append; closing tries the same bytes again
             return
 
-    def _complete_lines(self) -> tuple[int, int]:
-        """The number of complete lines and their bytes."""
-        count = end = 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
+    def _read_records(self) -> int:
+        """Count the complete records; returns where they end."""
+        header = self._format.header
+        start = self._file.read(len(header))
+        if start != header:
+            if not header.startswith(start):
+                raise self._changed(0)
+            return 0
+        end = len(header)
+        for record in self._format.records(self._file):
+            if not record.endswith(b"\n"):
                 break
-            if not line.startswith(b'{"line": %d,' % (count + 1)):
-                raise OptionError(
-                    f"{self.path} was changed: its line {count + 1} is not what a batch wrote there. Choose another "
-                    "output, or pass --overwrite to begin again."
-                )
-            count, end = count + 1, end + len(line)
-        return count, end
+            if not self._format.is_record(record, self.written + 1):
+                raise self._changed(self.written + 1)
+            self.failed += self._format.is_error(record)
+            self.written, end = self.written + 1, end + len(record)
+        return end
+
+    def _changed(self, line: int) -> OptionError:
+        return OptionError(
+            f"{self.path} was changed: its line {line} is not what a batch wrote there. Choose another output, or pass "
+            "--overwrite to begin again."
+        )
 
     def _refuse(self) -> None:
         raise OptionError(f"Another run is writing {self.path}: wait for its end, or choose another output.")
-
-
-def encoded(records: Sequence[Record]) -> bytes:
-    """JSON lines in UTF-8; a lone surrogate from the input becomes its JSON escape."""
-    return "".join(map(json_line, records)).encode(errors="backslashreplace")
 
 
 def _opened(path: Path, mode: str) -> BinaryIO:
@@ -129,20 +152,19 @@ def _opened(path: Path, mode: str) -> BinaryIO:
         raise OptionError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-Settings = dict[str, Any]
-SMALL_FILES = ("config.json", "tokenizer.model")
-WEIGHTS = (".safetensors", ".bin")
-
-
 def settings_file(output: Path) -> Path:
-    """The file beside the output that holds the settings of its run."""
+    """The file next to the output that holds the settings of its run."""
     return output.with_name(f"{output.name}.run.json")
 
 
 def model_settings(generator: TextGenerator, options: GenerationOptions) -> Settings:
     """What the answers depend on besides the input: the model, how it runs, all options in force."""
     values = dataclasses.asdict(options)
-    settings = {"model": _model_mark(generator.snapshot.folder), "prompt_format": generator.snapshot.prompt_format.name}
+    prompt_format = generator.snapshot.prompt_format
+    settings = {
+        "model": _model_mark(generator.snapshot.folder),
+        "prompt_format": prompt_format.name if prompt_format else None,
+    }
     running = {"backend": generator.backend.name, "dtype": str(generator.backend.dtype).removeprefix("torch.")}
     plain: Settings = json.loads(json.dumps({**settings, **running, **values}, default=repr))
     return plain
@@ -154,7 +176,7 @@ def check_or_write(output: Path, settings: Settings, begun: bool) -> None:
     Args:
         output: the run's output.
         settings: of this run.
-        begun: whether the output has lines already.
+        begun: whether the output has records already.
 
     Raises:
         OptionError: the output is of another run; says what differs.
@@ -166,15 +188,12 @@ def check_or_write(output: Path, settings: Settings, begun: bool) -> None:
         differing = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
         if differing:
             changes = "; ".join(_change(name, before, settings) for name in differing)
-            raise OptionError(f"{output} belongs to another run ({changes}): {_ADVICE}")
+            raise OptionError(f"{output} belongs to another run ({changes}): {ADVICE}")
         return
     try:
         write_atomically(file, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise PolyLMError(f"{file} cannot be written: {error.strerror}.") from error
-
-
-_ADVICE = "give the same input and options to go on with it, choose another output, or pass --overwrite to begin again."
 
 
 def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -189,7 +208,7 @@ def _read(file: Path, output: Path) -> Settings:
     except (OSError, ValueError):
         settings = None
     if not isinstance(settings, dict):
-        raise OptionError(f"{output} exists, but {file.name}, which says how it was made, does not: {_ADVICE}")
+        raise OptionError(f"{output} exists, but {file.name}, which says how it was made, does not: {ADVICE}")
     return settings
 
 

@@ -1,24 +1,37 @@
-"""Reads the rows of a text, JSONL or CSV file, one at a time. What is wrong with a row stays with that row."""
+"""Read the rows of a file one at a time. What is wrong with a row stays with that row."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
-import difflib
+import functools
 import io
-import json
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.cli.batch.formats import (
+    CSV,
+    JSON,
+    JSONL,
+    PARQUET,
+    TABLES,
+    TEXT,
+    TEXT_COLUMN,
+    XLSX,
+    InputFormat,
+    find_format,
+    opened,
+)
+from modelscope_polylm.cli.batch.json_values import read_documents, read_json
+from modelscope_polylm.errors import DependencyError, InputError, OptionError
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-DELIMITERS = {"csv": ",", "tsv": "\t"}
-BINARY_CHECK_BYTES = 1 << 16
 LARGEST_FIELD = 1 << 30  # csv's own limit of 131,072 characters is for interactive use
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are in memory at once."""
+EMPTY = "The line is empty."
 
 
 @dataclass(frozen=True)
@@ -26,8 +39,8 @@ class Row:
     """One row.
 
     Attributes:
-        number: counted from 1; of a CSV file the header is not counted.
-        value: a text, or what JSON or the CSV columns hold.
+        number: counted from 1; the header of a table is not counted.
+        value: a text, or what JSON or the columns of a table hold.
         error: why there is no value.
     """
 
@@ -37,26 +50,30 @@ class Row:
 
 
 @dataclass(frozen=True)
-class InputFile:
+class BatchInput:
     """A file of rows.
 
     Attributes:
         path: the file.
-        kind: 'text', 'jsonl', 'csv' or 'tsv'.
-        encoding: a superset of ASCII.
+        format: how its rows are written.
+        encoding: of text, JSON and CSV: a superset of ASCII.
     """
 
     path: Path
-    kind: str
+    format: InputFormat
     encoding: str = "utf-8"
 
     @classmethod
-    def check(cls, path: Path, encoding: str = "utf-8") -> InputFile:
-        """Take a file whose name says what it is; all but .jsonl, .csv and .tsv are lines of text.
+    def find(cls, path: Path, encoding: str = "utf-8", **known: Any) -> BatchInput:
+        """Take a file, and find out what it is.
+
+        Args:
+            path, encoding: as the attributes.
+            known: what the caller knows of the format, as `find_format` takes it.
 
         Raises:
-            InputError: it cannot be read twice, or is binary.
-            OptionError: an encoding that is unknown, or in which a line cannot be told from its bytes.
+            InputError: it cannot be read twice, is binary, or can be read in two ways.
+            OptionError: an encoding that is unknown, or in which a line cannot be told from its bytes; a wrong format.
         """
         try:
             ascii_stays = codecs.lookup(encoding) and "a\n".encode(encoding) == b"a\n"
@@ -66,88 +83,87 @@ class InputFile:
             raise OptionError(f"encoding={encoding!r}: use utf-8, gb18030, latin-1 or another superset of ASCII.")
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is no ordinary file: a batch reads its input twice.")
-        with _opened(path) as file:
-            if b"\0" in file.read(BINARY_CHECK_BYTES):
-                raise InputError(f"{path} is binary or UTF-16, not text: convert it to UTF-8 first.")
-        return cls(path, KINDS.get(path.suffix.lower(), "text"), encoding)
+        return cls(path, find_format(path, encoding, **known), encoding)
 
     def rows(self) -> Iterator[Row]:
-        """All rows. Raises InputError if the file cannot be read."""
-        with _opened(self.path) as file:
-            if self.kind in DELIMITERS:
-                yield from self._csv_rows(file)
-            else:
-                for number, line in enumerate(file, start=1):
-                    yield self._line(number, line)
+        """All rows, without empty ones at the end.
+
+        Raises:
+            InputError: the file cannot be read, is damaged, or is not of its format.
+        """
+        readers: dict[str, Callable[[], Iterable[Row]]] = {
+            TEXT: self._lines,
+            JSONL: self._lines,
+            JSON: lambda: (Row(number, value) for number, value in enumerate(self._documents, start=1)),
+            CSV: lambda: _table_rows(self._csv_records()),
+            PARQUET: lambda: _parquet_rows(self.path),
+            XLSX: lambda: _table_rows(_xlsx_records(self.path)),
+        }
+        yield from _without_empty_end(readers[self.format.name]())
 
     def columns(self) -> list[str] | None:
-        """The names in a CSV file's header; None for files without one. Raises InputError for an empty header."""
-        if self.kind not in DELIMITERS:
-            return None
-        with _opened(self.path) as file:
-            names = next(self._records(file), None)
-        if not isinstance(names, list) or not any(names):
-            raise InputError(f"{self.path} has no header: the first line of a CSV file names its columns.")
+        """The names of a table's columns, 'text' alone for lines of text, None for JSON.
+
+        Raises:
+            InputError: a table has none, or two with the same name.
+        """
+        if self.format.name not in TABLES:
+            return [TEXT_COLUMN] if self.format.name == TEXT else None
+        if self.format.name == PARQUET:
+            names = list(_parquet_file(self.path).schema_arrow.names)
+        else:
+            names = _header(self._csv_records() if self.format.name == CSV else _xlsx_records(self.path))
+        if not any(names):
+            raise InputError(f"{self.path} has no header: the first line of a table names its columns.")
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{self.path} has {names.count(name)} columns with the name {name!r}: rename them.")
         return names
 
+    def _lines(self) -> Iterator[Row]:
+        with opened(self.path) as file:
+            for number, line in enumerate(file, start=1):
+                yield self._line(number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+
     def _line(self, number: int, line: bytes) -> Row:
-        line = line.rstrip(b"\r\n")
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            text = line.decode(self.encoding)
+            text = line.rstrip(b"\r\n").decode(self.encoding)
         except UnicodeDecodeError as error:
             return Row(number, error=f"The line is not {self.encoding}: {error.reason} at byte {error.start}.")
         if not text.strip():
-            return Row(number, error="The line is empty.")
-        return Row(number, text) if self.kind == "text" else _json_row(number, text)
+            return Row(number, error=EMPTY)
+        if self.format.name == TEXT:
+            return Row(number, text)
+        try:
+            return Row(number, read_json(text))
+        except ValueError as error:
+            return Row(number, error=f"The line is not JSON: {error}.")
 
-    def _csv_rows(self, file: BinaryIO) -> Iterator[Row]:
-        records = self._records(file)
-        names = next(records, None)
-        if not isinstance(names, list):
-            return
-        for number, record in enumerate(records, start=1):
-            if isinstance(record, str):
-                yield Row(number, error=record)
-            elif not record:
-                yield Row(number, error="The line is empty.")
-            elif len(record) != len(names):
-                yield Row(number, error=f"The row has {len(record)} fields, but the header has {len(names)}.")
-            elif not _is_unicode("".join(record)):
-                yield Row(number, error=f"The row is not {self.encoding}.")
-            else:
-                yield Row(number, dict(zip(names, record, strict=True)))
+    @functools.cached_property
+    def _documents(self) -> list[Any]:
+        with opened(self.path) as file:
+            content = file.read()
+        try:
+            return read_documents(content.decode(self.encoding))
+        except ValueError as error:
+            raise InputError(f"{self.path} is not JSON: {error}.") from error
 
-    def _records(self, file: BinaryIO) -> Iterator[list[str] | str]:
-        """The fields of each record, or what is wrong with it."""
+    def _csv_records(self) -> Iterator[list[str] | str]:
+        """The fields of each record, the header first, or what is wrong with the record."""
         encoding = "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
-        text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
         csv.field_size_limit(LARGEST_FIELD)
-        reader = csv.reader(text, delimiter=DELIMITERS[self.kind], strict=True)
-        while True:
-            try:
-                yield next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield f"The row that ends at line {reader.line_num} is not valid CSV: {error}."
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _json_row(number: int, text: str) -> Row:
-    try:
-        return Row(number, json.loads(text))
-    except RecursionError:
-        return Row(number, error="The line is nested too deeply.")
-    except ValueError as error:
-        return Row(number, error=f"The line is not JSON: {error}.")
+        with opened(self.path) as file:
+            text = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
+            reader = csv.reader(text, delimiter=self.format.delimiter, strict=True)
+            while True:
+                try:
+                    fields = [field.replace("\r\n", "\n") for field in next(reader)]
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield f"The row that ends at line {reader.line_num} is not valid CSV: {error}."
+                    continue
+                yield fields if _is_unicode("".join(fields)) else f"The row is not {self.encoding}."
 
 
 def _is_unicode(text: str) -> bool:
@@ -158,58 +174,90 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-PLACE = re.compile(r"\{(\w+)\}")
-TEXT = "text"
+def _header(records: Iterable[Sequence[Any] | str]) -> list[str]:
+    names = next(iter(records), [])
+    return [] if isinstance(names, str) else ["" if name is None else str(name) for name in names]
 
 
-@dataclass(frozen=True)
-class Question:
-    """Makes the input for the model.
-
-    Attributes:
-        column: the column or key with the text; 'text' if None.
-        template: a text with places such as {text} and {title}; {text} is the row's text.
-    """
-
-    column: str | None = None
-    template: str | None = None
-
-    def check_columns(self, known: Collection[str] | None) -> None:
-        """Raise OptionError for a column that a file with a header lacks; `known` is None for other files."""
-        if self.template is not None and not PLACE.search(self.template):
-            raise OptionError(f"template={self.template!r} has no place for the text: write {{text}} where it goes.")
-        if known is None:
-            return
-        for name in self._columns():
-            if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(map(repr, known))}."
-                raise OptionError(f"The file has no column {name!r}: {hint}")
-
-    def of(self, value: Any) -> Any:
-        """The input for a row's value: a text, or `{'messages': ...}`. Raises InputError."""
-        if isinstance(value, dict) and "messages" in value and self.column is None and self.template is None:
-            return {"messages": value["messages"]}
-        if not isinstance(value, (str, dict)):
-            raise InputError(f"A row must be a text or an object, not {value!r:.80}.")
-        if self.template is None:
-            return self._field(value, TEXT)
-        return PLACE.sub(lambda place: _as_text(self._field(value, place[1])), self.template)
-
-    def _columns(self) -> list[str]:
-        named = PLACE.findall(self.template) if self.template is not None else [TEXT]
-        return [self.column or TEXT if name == TEXT else name for name in named]
-
-    def _field(self, value: str | dict[str, Any], name: str) -> Any:
-        if isinstance(value, str):
-            if name == TEXT:
-                return value
-            raise InputError(f"The row is a text and has no {name!r}.")
-        key = self.column or TEXT if name == TEXT else name
-        if key not in value:
-            raise InputError(f"The row has no {key!r}; it has {', '.join(map(repr, value)) or 'nothing'}.")
-        return value[key]
+def _table_rows(records: Iterable[Sequence[Any] | str]) -> Iterator[Row]:
+    """The rows of a table whose first record is its header."""
+    records = iter(records)
+    names = _header(records)
+    for number, record in enumerate(records, start=1):
+        if isinstance(record, str):
+            yield Row(number, error=record)
+        elif all(field in (None, "") for field in record):
+            yield Row(number, error=EMPTY)
+        elif len(record) != len(names):
+            yield Row(number, error=f"The row has {len(record)} fields, but the header has {len(names)}.")
+        else:
+            yield Row(number, dict(zip(names, record, strict=True)))
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _parquet_file(path: Path) -> Any:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DependencyError(
+            f"{path} is a Parquet file, which needs pyarrow: pip install pyarrow, or convert it to JSON lines."
+        ) from error
+    try:
+        return parquet.ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path} is no complete Parquet file: {_first_line(error)}.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    from pyarrow import ArrowException
+
+    rows = 0
+    with contextlib.closing(_parquet_file(path)) as file:
+        try:
+            for block in file.iter_batches(PARQUET_ROWS):
+                for number, value in enumerate(block.to_pylist(), start=rows + 1):
+                    yield Row(number, value)
+                rows += block.num_rows
+        except (ArrowException, OSError) as error:
+            raise InputError(f"{path} is damaged: {_first_line(error)}.") from error
+
+
+def _xlsx_records(path: Path) -> Iterator[list[Any]]:
+    """The cells of each row of the only sheet, in as many columns as its first row has."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise DependencyError(
+            f"{path} is a workbook, which needs openpyxl: pip install openpyxl, or save the sheet as CSV."
+        ) from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # openpyxl answers damaged workbooks with any exception, KeyError included
+        raise InputError(f"{path} is no complete workbook: {_first_line(error)}.") from error
+    with contextlib.closing(book):
+        sheets = [sheet for sheet in book.worksheets if any(map(_width, sheet.iter_rows(values_only=True)))]
+        if len(sheets) > 1:
+            names = ", ".join(sheet.title for sheet in sheets)
+            raise InputError(f"{path} has several sheets ({names}): keep one, or save it as CSV.")
+        columns = 0
+        for cells in sheets[0].iter_rows(values_only=True) if sheets else ():
+            columns = columns or _width(cells)
+            width = max(columns, _width(cells))
+            yield [*cells[:width], *[None] * (width - len(cells))]
+
+
+def _width(cells: Sequence[Any]) -> int:
+    """The number of cells without the empty ones at the end."""
+    return max((index for index, cell in enumerate(cells, start=1) if cell is not None), default=0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _without_empty_end(rows: Iterable[Row]) -> Iterator[Row]:
+    empty: list[Row] = []
+    for row in rows:
+        empty.append(row)
+        if row.error != EMPTY:
+            yield from empty
+            empty.clear()

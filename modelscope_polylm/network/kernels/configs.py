@@ -1,8 +1,8 @@
 """Block shapes of the kernels, from small tables; nothing is tuned at run time.
 
-The 16-bit choices were tuned on an NVIDIA H200 and, the matrix-unit ones, on an H100, with the 13B shape
-(`python -m benchmarks.kernel_tuning`): they are those that made a whole captured step fast, which are not always those
-that are fastest alone (benchmarks/RESULTS.md). Cards with less shared memory take fewer stages of the same blocks.
+The 16-bit choices were tuned on an NVIDIA H200 and, the matrix-unit ones, on an H100, with the 13B shape: they are
+those that made a whole captured step fast, which are not always the fastest alone (benchmarks/HISTORY.md). Cards with
+less shared memory take fewer stages of the same blocks.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from modelscope_polylm.cli.batch.job import WINDOW_BATCHES, Job
+from modelscope_polylm.cli.batch.job import BatchJob
 from modelscope_polylm.cli.batch.output import settings_file
-from modelscope_polylm.cli.batch.rows import InputFile, Question
+from modelscope_polylm.cli.batch.requests import PromptTemplate
+from modelscope_polylm.cli.batch.rows import BatchInput
+from modelscope_polylm.cli.batch.running import WINDOW_BATCHES
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
 from modelscope_polylm.generator import TextGenerator
 
@@ -26,8 +28,8 @@ def write_lines(file: Path, count: int) -> Path:
     return file
 
 
-def job(source: Path, out: Path, **settings: Any) -> Job:
-    return Job(InputFile.check(source), out, Question(), **settings)
+def job(source: Path, out: Path, chat: bool = False, **settings: Any) -> BatchJob:
+    return BatchJob(BatchInput.find(source), out, PromptTemplate(chat=chat), **settings)
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

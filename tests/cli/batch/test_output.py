@@ -1,70 +1,100 @@
-"""The output file: complete lines only, continued behind any cut, never at the cost of somebody else's file."""
+"""The output file: complete records only, continued after any cut, never at the cost of somebody else's file."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from modelscope_polylm.cli.batch.output import OutputFile, OutputStream, encoded, is_stream
-from modelscope_polylm.errors import OptionError, PolyLMError
+from modelscope_polylm.cli.batch.output import OutputFile, OutputStream, is_stream
+from modelscope_polylm.cli.batch.records import RecordFormat, TableRecords, answer_lines
+from modelscope_polylm.cli.batch.rows import Row
+from modelscope_polylm.errors import InputError, OptionError, PolyLMError
 
-RECORDS = [{"line": number, "text": f"北京 {number}\n"} for number in range(1, 13)]
+LINES = answer_lines()
+TABLE = TableRecords(["id", "text"], ",", several=False)
 
 
-def test_cut_anywhere_and_continued(tmp_path: Path) -> None:
-    whole = encoded(RECORDS)
-    file = tmp_path / "out.jsonl"
+def records(format: RecordFormat, count: int = 12) -> list[bytes]:
+    """Records of rows that cannot be answered, with line ends and quotation marks in them."""
+    rows = [Row(number, {"id": number, "text": f'"北京"\n, {number}\r'}) for number in range(1, count + 1)]
+    return [format.record(row, InputError("a\nb\r" * (row.number % 3))) for row in rows]
+
+
+@pytest.mark.parametrize("format", [LINES, TABLE], ids=["lines", "table"])
+def test_cut_anywhere_and_continued(tmp_path: Path, format: RecordFormat) -> None:
+    all_records = records(format)
+    whole = format.header + b"".join(all_records)
+    ends = [len(format.header) + len(b"".join(all_records[:count])) for count in range(13)]
+    file = tmp_path / "out"
     for length in range(len(whole) + 1):
         file.write_bytes(whole[:length])
-        output = OutputFile(file)
-        assert output.written == whole[:length].count(b"\n")
-        output.append(RECORDS[output.written :])
+        output = OutputFile(file, format)
+        assert output.written == max(sum(end <= length for end in ends) - 1, 0)
+        output.append(all_records[output.written :])
         output.close()
         assert file.read_bytes() == whole
 
 
-def test_other_lines_are_not_touched(tmp_path: Path) -> None:
-    file = tmp_path / "out.jsonl"
-    for content in (b"my notes\n", encoded(RECORDS[1:]), encoded(RECORDS[:2]) + b"\n", encoded(RECORDS[:1] * 2)):
+def test_errors_are_counted_also_those_of_an_earlier_run(tmp_path: Path) -> None:
+    for format in (LINES, TABLE):
+        output = OutputFile(tmp_path / "out", format, overwrite=True)
+        # the error of every third record is empty, which a table cannot tell from none
+        output.append(records(format, 3))
+        output.close()
+        again = OutputFile(tmp_path / "out", format)
+        assert again.failed == output.failed == (3 if format is LINES else 2)
+        again.close()
+
+
+def test_other_files_are_not_touched(tmp_path: Path) -> None:
+    file, lines, rows = tmp_path / "out.jsonl", records(LINES), records(TABLE)
+    for format, content in (
+        (LINES, b"my notes\n"),
+        (LINES, b"".join(lines[1:])),
+        (LINES, b"".join([*lines[:2], b"\n"])),
+        (LINES, lines[0] * 2),
+        (TABLE, b"my notes\n"),
+        (TABLE, b"".join(rows)),
+        (TABLE, TableRecords(["id"], ",", several=False).header),
+    ):
         file.write_bytes(content)
         with pytest.raises(OptionError, match="was changed: its line"):
-            OutputFile(file)
+            OutputFile(file, format)
         assert file.read_bytes() == content
-    OutputFile(file, overwrite=True).close()
+    OutputFile(file, LINES, overwrite=True).close()
     assert file.read_bytes() == b""
 
 
 def test_two_writers(tmp_path: Path) -> None:
-    first = OutputFile(tmp_path / "out.jsonl")
+    first = OutputFile(tmp_path / "out.jsonl", LINES)
     with pytest.raises(OptionError, match="Another run"):
-        OutputFile(tmp_path / "out.jsonl", overwrite=True)
-    first.append(RECORDS[:1])
+        OutputFile(tmp_path / "out.jsonl", LINES, overwrite=True)
+    first.append(records(LINES, 1))
     first.close()
-    OutputFile(tmp_path / "out.jsonl").close()
-    assert (tmp_path / "out.jsonl").read_bytes() == encoded(RECORDS[:1])
+    OutputFile(tmp_path / "out.jsonl", LINES).close()
+    assert (tmp_path / "out.jsonl").read_bytes() == records(LINES, 1)[0]
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    output = OutputFile(tmp_path / "out.jsonl")
-    output.append(RECORDS[:2])
+    output = OutputFile(tmp_path / "out.jsonl", LINES)
+    output.append(records(LINES, 2))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PolyLMError, match=r"No space left on device\. 2 lines are complete"):
-        output.append(RECORDS[2:])
+        output.append(records(LINES)[2:])
     assert output.written == 2
     output.close()
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="No such file or directory"):
-        OutputFile(tmp_path / "nowhere" / "out.jsonl")
+        OutputFile(tmp_path / "nowhere" / "out.jsonl", LINES)
     with pytest.raises(OptionError, match="Is a directory"):
-        OutputFile(tmp_path)
+        OutputFile(tmp_path, LINES)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -72,19 +102,4 @@ def test_streams(tmp_path: Path) -> None:
     assert is_stream(Path("-")) and is_stream(Path("/dev/full"))
     assert not is_stream(tmp_path) and not is_stream(tmp_path / "new")
     with pytest.raises(OSError, match="No space left"):
-        OutputStream(Path("/dev/full")).append(RECORDS)
-
-
-def test_any_text_becomes_one_line_of_json() -> None:
-    texts = ["\n\r\u2028\x85\0", "\ud800 lone", '"\\', "\U0001f600"]
-    lines = encoded([{"line": 1, "text": text} for text in texts]).decode().split("\n")
-    assert [json.loads(line)["text"] for line in lines[:-1]] == texts
-
-
-def test_numbers_that_json_cannot_express_become_null() -> None:
-    records = [
-        {"line": 1, "score": float("nan"), "scores": [float("-inf"), -1.5], "answers": {"logprob": float("inf")}}
-    ]
-    (line,) = encoded(records).decode().splitlines()
-    assert "NaN" not in line and "Infinity" not in line
-    assert json.loads(line) == {"line": 1, "score": None, "scores": [None, -1.5], "answers": {"logprob": None}}
+        OutputStream(Path("/dev/full"), LINES).append(records(LINES))

@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 
-def run_apart(work: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
-    """Yield what `work(*arguments)` yields in a spawned process; work, arguments and results have to be picklable.
+def in_fresh_process(work: Callable[..., Iterator[Any]], *arguments: Any) -> Iterator[Any]:
+    """Yield what `work(*arguments)` yields in a spawned process; work, arguments and results must be picklable.
 
     Raises:
         RuntimeError: the process failed; what it printed says why.
