@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Item = tuple[Prompt, GenerationOptions] | PolyLMError
 """A prompt with its options, or what keeps it from being one."""
-NOTHING = PolyLMError("There was nothing to answer.")
 
 LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release")
 
@@ -155,7 +154,7 @@ class TextGenerator:
         joins = self.backend.joins_requests
         size = 1 if joins else at_once or 1
         window = at_once or self.backend.window if joins else self.backend.window
-        waiting: deque[tuple[list[Item], DeltaStream | PolyLMError]] = deque()
+        waiting: deque[tuple[list[Item], DeltaStream | PolyLMError | None]] = deque()
         parts = _Parts(iter(prompts), size)
         while True:
             while len(waiting) < window and (part := parts.next()):
@@ -198,30 +197,31 @@ class TextGenerator:
         finally:
             deltas.close()
 
-    def _submit_part(self, part: Sequence[Item], at_once: int | None) -> DeltaStream | PolyLMError:
+    def _submit_part(self, part: Sequence[Item], at_once: int | None) -> DeltaStream | PolyLMError | None:
         own = [item for item in part if not isinstance(item, PolyLMError)]
+        if not own:
+            return None
         try:
-            return (
-                self._submit([prompt for prompt, _ in own], [options for _, options in own], at_once, partial=False)
-                if own
-                else NOTHING
-            )
+            prompts, options = [prompt for prompt, _ in own], [each for _, each in own]
+            return self._submit(prompts, options, at_once, partial=False)
         except PolyLMError as error:
             return error
 
     def _results_or_errors(
-        self, part: Sequence[Item], deltas: DeltaStream | PolyLMError
+        self, part: Sequence[Item], deltas: DeltaStream | PolyLMError | None
     ) -> Iterator[GenerationResult | PolyLMError]:
+        found: list[list[Completion]] = []
+        failed = deltas if isinstance(deltas, PolyLMError) else None
         try:
-            found = iter([] if isinstance(deltas, PolyLMError) else deltas.completions())
-            failed = deltas if isinstance(deltas, PolyLMError) else None
+            if deltas is not None and not isinstance(deltas, PolyLMError):
+                found = deltas.completions()
         except PolyLMError as error:
-            found, failed = iter([]), error
+            failed = error
         for item in part:
             if isinstance(item, PolyLMError):
                 yield item
             else:
-                yield failed or self.result(item[0], next(found))
+                yield failed or self.result(item[0], found.pop(0))
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as its tokens decode."""

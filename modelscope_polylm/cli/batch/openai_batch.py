@@ -80,13 +80,13 @@ class OpenAIBatch:
         }
 
     def _body(self, row: Row, answers: RowAnswers) -> dict[str, Any]:
-        body, is_chat, reply = row.value["body"], row.value["url"] == CHAT, answers.result
-        echoed = reply.prompt_text if body.get("echo") else ""
+        body, is_chat, result = row.value["body"], row.value["url"] == CHAT, answers.result
+        echoed = result.prompt_text if body.get("echo") else ""
         choices = []
-        for index, (text, answer) in enumerate(zip(reply.texts, reply.answers, strict=True)):
+        for index, (text, completion) in enumerate(zip(result.texts, result.completions, strict=True)):
             kept = _before_stop(text, body.get("stop"))
             content = {"message": {"role": "assistant", "content": kept}} if is_chat else {"text": echoed + kept}
-            reason = "stop" if kept != text else FINISH_REASONS[answer.finish_reason]
+            reason = "stop" if kept != text else FINISH_REASONS[completion.finish_reason]
             choices.append({"index": index, **content, "logprobs": None, "finish_reason": reason})
         return {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{row.number}",
