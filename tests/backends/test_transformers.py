@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from modelscope_polylm.backends import create_backend
-from modelscope_polylm.backends.base import Answer
+from modelscope_polylm.backends.base import Completion, DeltaStream
 from modelscope_polylm.backends.transformers.backend import TransformersBackend
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
@@ -53,11 +53,11 @@ def options(**given: Any) -> GenerationOptions:
     return GenerationOptions.from_layers({"max_new_tokens": 12, "eos_token_id": 2}, given, allow_extra=True)
 
 
-def run(backend: TransformersBackend, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[Answer]]:
+def run(backend: TransformersBackend, prompts: Sequence[Sequence[int]], **given: Any) -> list[list[Completion]]:
     return backend.generate(prompts, options(**given))
 
 
-def ids(answers: list[list[Answer]]) -> list[list[list[int]]]:
+def ids(answers: list[list[Completion]]) -> list[list[list[int]]]:
     return [[answer.ids for answer in found] for found in answers]
 
 
@@ -102,7 +102,8 @@ def test_ids_equal_those_of_transformers_alone_and_in_ragged_batches(
     expected = [reference(model, prompt, **given) for prompt in PROMPTS]
     assert [ids(run(backend, [prompt], **given))[0] for prompt in PROMPTS] == expected
     assert ids(run(backend, PROMPTS, **given)) == expected
-    assert ids(run(backend, [PROMPTS[2], PROMPTS[0], PROMPTS[0]], **given)) == [expected[2], expected[0], expected[0]]
+    ragged = submit(backend, [PROMPTS[2], PROMPTS[0], PROMPTS[0]], **given).completions()
+    assert ids(ragged) == [expected[2], expected[0], expected[0]]
 
 
 def test_sampling_is_that_of_transformers(backend: TransformersBackend, model: GPT2LMHeadModel) -> None:
@@ -194,28 +195,27 @@ def test_stop_strings_end_beams(backend: TransformersBackend, folder: Path) -> N
     assert "stop" in reasons
 
 
-def drain(updates: Any) -> tuple[list[list[list[int]]], list[list[Answer]]]:
-    seen = []
-    while True:
-        try:
-            seen.append(next(updates))
-        except StopIteration as finished:
-            return seen, finished.value
+def submit(backend: TransformersBackend, prompts: Sequence[Sequence[int]], **given: Any) -> DeltaStream:
+    """The deltas of prompts that run together."""
+    return backend.submit(backend.requests(prompts, options(**given)), at_once=len(prompts))
 
 
 @pytest.mark.parametrize(
     "given", [{}, {"do_sample": True, "seed": 5}, {"repetition_penalty": 1.2, "max_time": 60.0}], ids=str
 )
 def test_tokens_are_streamed_one_by_one(backend: TransformersBackend, given: dict[str, Any]) -> None:
-    updates, answers = drain(backend.stream(PROMPTS, options(eos_token_id=ENDS, **given)))
-    assert all(len(new) <= 1 for update in updates for new in update)
-    for index, (answer,) in enumerate(answers):
-        assert [token for update in updates for token in update[index]] == answer.ids
+    deltas = list(submit(backend, PROMPTS, eos_token_id=ENDS, **given))
+    assert all(len(delta.ids) <= 1 for delta in deltas)
+    for index in range(len(PROMPTS)):
+        own = [delta for delta in deltas if delta.request == index]
+        assert own[-1].completions is not None
+        assert [token for delta in own for token in delta.ids] == own[-1].completions[0].ids
 
 
 def test_beams_are_streamed_once(backend: TransformersBackend) -> None:
-    updates, answers = drain(backend.stream(PROMPTS, options(num_beams=3, num_return_sequences=2)))
-    assert updates == [[found[0].ids for found in answers]]
+    deltas = list(submit(backend, PROMPTS, num_beams=3, num_return_sequences=2))
+    assert [delta.request for delta in deltas] == [0, 1, 2]
+    assert all(delta.completions and delta.ids == delta.completions[0].ids for delta in deltas)
 
 
 def test_a_step_is_seen_before_the_next_one_is_done(
@@ -230,22 +230,26 @@ def test_a_step_is_seen_before_the_next_one_is_done(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(backend.model, "forward", slow)
-    updates = backend.stream([PROMPTS[0]], options())
+    deltas = submit(backend, [PROMPTS[0]])
     for count in range(1, 5):
-        assert len(next(updates)[0]) == 1 and len(steps) == count
+        assert len(next(deltas).ids) == 1 and len(steps) == count
         may_go_on.release()
+    deltas.close()
     may_go_on.release(20)
-    updates.close()
+    run(backend, [PROMPTS[1]], max_new_tokens=1)
     assert len(steps) < 12
 
 
 def test_closing_a_stream_frees_the_backend(backend: TransformersBackend) -> None:
-    updates = backend.stream([PROMPTS[0]], options(max_new_tokens=200))
-    next(updates)
-    waiting = backend.stream([PROMPTS[1]], options())
-    updates.close()
-    assert drain(waiting)[1] == run(backend, [PROMPTS[1]])
-    assert not [thread for thread in threading.enumerate() if thread.name == "polylm"]
+    deltas = submit(backend, [PROMPTS[0]], max_new_tokens=200)
+    next(deltas)
+    waiting = submit(backend, [PROMPTS[1]])
+    deltas.close()
+    assert waiting.completions() == run(backend, [PROMPTS[1]])
+    for thread in threading.enumerate():
+        if thread.name == "polylm-transformers":
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def test_threads_get_what_they_would_get_alone(backend: TransformersBackend) -> None:
@@ -358,7 +362,7 @@ def test_bad_prompts(
     backend: TransformersBackend, prompts: list[list[int]], given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        backend.stream(prompts, options(**given))
+        backend.requests(prompts, options(**given))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -451,7 +455,7 @@ def test_beam_rules(backend: TransformersBackend) -> None:
     assert run(backend, [PROMPTS[0]], num_beams=2, beam_rules="5") == run(backend, [PROMPTS[0]], num_beams=2)
     asked_for = options(num_beams=2, beam_rules="4.31")
     with pytest.raises(OptionError, match=r"beam_rules='4\.31' is not in the transformers backend.*native"):
-        backend.stream([PROMPTS[0]], asked_for)
+        backend.requests([PROMPTS[0]], asked_for)
 
 
 OFFLOADED = {"transformer.h.0": 0, "transformer.h.1": "cpu", **dict.fromkeys([*DISK, "transformer.ln_f"], 0)}

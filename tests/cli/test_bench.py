@@ -18,7 +18,7 @@ from modelscope_polylm.cli.bench.report import Measurement, Report
 from modelscope_polylm.cli.bench.run import check_memory, compute_rate, least_seconds, measure
 from modelscope_polylm.cli.bench.workloads import WORKLOADS, Workload, random_snapshot, shape_config
 from modelscope_polylm.errors import DeviceError
-from modelscope_polylm.generation.outputs import Answer
+from modelscope_polylm.generation.outputs import Completion
 from modelscope_polylm.snapshot import open_snapshot
 
 SMALL = Workload("greedy, 1 row, 4 + 2", 1, 4, 2, {"do_sample": False, "num_beams": 1})
@@ -109,7 +109,7 @@ def test_answers_that_end_too_early_give_no_time(monkeypatch: pytest.MonkeyPatch
     engine = PolyLMEngine(random_snapshot("small"), torch.device("cpu"), torch.float32)
     workload = Workload("greedy, 2 rows, 4 + 3", 2, 4, 3, {"do_sample": False, "num_beams": 1})
     engine.run(workload)
-    answers = [[Answer([5])], [Answer([6, 7])]]
+    answers = [[Completion([5])], [Completion([6, 7])]]
     monkeypatch.setattr(engine.backend, "generate", lambda prompts, options: answers)
     with pytest.raises(RuntimeError, match="ended after 2 of 3 tokens"):
         engine.run(workload)

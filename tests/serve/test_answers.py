@@ -105,12 +105,12 @@ def test_beams_with_scores_are_those_of_the_engine(server: Running, tiny: TextGe
     reply = tiny.reply([prompt], options)[0]
     body = whole(server, COMPLETIONS, completion(num_beams=4, n=4, output_scores=True))
     assert choice_texts(body) == reply.texts
-    assert [choice["score"] for choice in body["choices"]] == [answer.score for answer in reply.answers]
+    assert [choice["score"] for choice in body["choices"]] == [answer.score for answer in reply.completions]
 
 
 def test_logprobs_are_those_of_the_engine(server: Running, tiny: TextGenerator) -> None:
     options = tiny.options({"num_beams": 1, "output_logprobs": True})
-    answer = tiny.reply([tiny.reader.read(PROMPT, options)], options)[0].answers[0]
+    answer = tiny.reply([tiny.reader.read(PROMPT, options)], options)[0].completions[0]
     content = whole(server, CHAT, chat(num_beams=1, logprobs=True))["choices"][0]["logprobs"]["content"]
     assert [token["logprob"] for token in content] == pytest.approx(answer.logprobs)
     assert b"".join(bytes(token["bytes"]) for token in content).decode() == ANSWER

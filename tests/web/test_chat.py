@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.backends.base import Answer
+from modelscope_polylm.backends.base import Completion
 from modelscope_polylm.generator import GenerationResult, TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS
@@ -189,7 +189,7 @@ def test_an_unexpected_error_ends_the_answer(chat: Chat, tiny: TextGenerator, mo
 def test_turns_that_the_model_makes_up_are_not_shown(
     chat: Chat, tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reply = GenerationResult("", ["Two.\n<|user|>\nMore?\n<|assistant|>\nThree."], [Answer([1, 2, 3])])
+    reply = GenerationResult("", ["Two.\n<|user|>\nMore?\n<|assistant|>\nThree."], [Completion([1, 2, 3])])
 
     def made_up(prompts: Any, options: Any) -> Generator[Any, None, Any]:
         yield [reply]

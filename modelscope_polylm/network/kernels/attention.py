@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from modelscope_polylm.network.kernels.configs import choose_attention
+from modelscope_polylm.network.kernels.dispatch import uses_triton
+
+if TYPE_CHECKING:
+    from modelscope_polylm.network.kernels.configs import AttentionConfig
 
 MAX_GROUP = 16
 """Most rows that may share the reading of their prompt."""
@@ -42,7 +50,7 @@ def decode_attention_reference(
 
 def decode_attention(
     qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, rows: Tensor, lengths: Tensor,
-    prompt_lengths: Tensor, groups: Tensor,
+    prompt_lengths: Tensor, groups: Tensor, config: AttentionConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """Store the new key and value of each row in the cache and attend to them and to everything cached before.
 
@@ -56,13 +64,28 @@ def decode_attention(
         groups: [n, 2] int32, (first compact row, size 1..16) of consecutive compact rows that share a prompt; size 0
             marks an unused entry. Rows of a group have equal lengths, equal prompt lengths and equal slots before
             the prompt length. Each compact row is in at most one group; for a row in none, nothing is stored and its
-            result is undefined.
+            result is undefined. A row's result does not depend on its group by a single bit.
 
     Returns:
         [n, D] in the dtype of qkv. Softmax in fp32, scale 1 / sqrt(head_dim).
     """
     # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [n, 2] -> [n, D]
-    return decode_attention_reference(qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups)
+    state = (slot_table, rows, lengths, prompt_lengths, groups)
+    if not fits_kernels(key_cache) or not uses_triton(qkv, key_cache, value_cache, *state):
+        return decode_attention_reference(qkv, key_cache, value_cache, *state)
+    from modelscope_polylm.network.kernels.attention_triton import launch_decode_attention
+
+    chosen = config or choose_attention(len(qkv), len(key_cache), qkv.dtype, qkv.device)
+    out = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
+    with torch.cuda.device_of(qkv):
+        launch_decode_attention(qkv, key_cache, value_cache, *state, out, chosen)
+    return out
+
+
+def fits_kernels(cache: Tensor) -> bool:
+    """Whether the kernels of attention know the head dimension of a cache [H, S, head_dim]."""
+    head_dim = cache.shape[2]
+    return 16 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0
 
 
 def cached(cache: Tensor, slots: Tensor) -> Tensor:

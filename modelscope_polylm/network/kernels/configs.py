@@ -51,19 +51,26 @@ def matrix_rows(rows: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Decode attention: block_t cached positions at a time, the length cut in at most `splits`."""
+    """Decode attention: a group's blocks of `block_t` keys go to at most `splits` programs, `min_units` or more each.
+
+    Only block_t decides about the bits of the result.
+    """
 
     block_t: int
     warps: int
     splits: int
+    min_units: int = 1
 
 
 @dataclass(frozen=True)
 class PrefillAttentionConfig:
-    """Attention of whole prompts: block_m positions a program, block_n keys at a time, which divides block_m."""
+    """Prefill attention: `block_m` tokens a program, `block_t` keys at a time, `stages` blocks on their way.
+
+    Only block_t decides about the bits of the result.
+    """
 
     block_m: int
-    block_n: int
+    block_t: int
     warps: int
     stages: int
 
@@ -113,20 +120,22 @@ def _projection(outputs: int, inputs: int) -> str:
     return "c_attn" if outputs == 3 * inputs else "attn.c_proj"
 
 
-def choose_attention(groups: int, heads: int, group: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
-    """Cuts the length so that few rows fill the card; independent of the lengths, which grow on the device."""
-    programs, processors = groups * heads, multiprocessors(device)
-    splits = max(1, min(13, round(2.5 * processors / programs)))
+def key_block(dtype: torch.dtype) -> int:
+    """Keys of a block of attention, the same in prefill and decode: their results are equal bit by bit."""
+    return 32 if dtype == torch.float32 else 64
+
+
+def choose_attention(count: int, heads: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
+    """Cuts long rows so that few rows fill the card; independent of the lengths, which grow on the device."""
+    splits = max(1, min(13, round(2.5 * multiprocessors(device) / (count * heads))))
+    return AttentionConfig(key_block(dtype), warps=4, splits=splits)
+
+
+def choose_prefill_attention(dtype: torch.dtype) -> PrefillAttentionConfig:
+    """For segments of any length."""
     if dtype == torch.float32:
-        return AttentionConfig(32 if group == 1 else 16, warps=4, splits=splits)
-    if group > 1:
-        return AttentionConfig(64, warps=4, splits=min(6, splits))
-    return AttentionConfig(32 if programs < 4 * processors else 16, warps=2, splits=splits)
-
-
-def choose_prefill_attention() -> PrefillAttentionConfig:
-    """For prompts of any length, in 16 bits."""
-    return PrefillAttentionConfig(64, 64, warps=4, stages=3)
+        return PrefillAttentionConfig(16, key_block(dtype), warps=4, stages=1)
+    return PrefillAttentionConfig(64, key_block(dtype), warps=4, stages=3)
 
 
 def choose_output(rows: int, top: int, dtype: torch.dtype, device: torch.device) -> VectorConfig | MatrixConfig | None:

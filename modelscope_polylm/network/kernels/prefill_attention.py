@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.attention import cached
+from modelscope_polylm.network.kernels.attention import cached, fits_kernels
+from modelscope_polylm.network.kernels.configs import choose_prefill_attention
+from modelscope_polylm.network.kernels.dispatch import uses_triton
+
+if TYPE_CHECKING:
+    from modelscope_polylm.network.kernels.configs import PrefillAttentionConfig
 
 TILE = 64
 """Most tokens of a tile."""
@@ -47,22 +52,34 @@ def prefill_attention_reference(
     return out.transpose(0, 1).reshape(len(qkv), -1)
 
 
-def prefill_attention(qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor) -> Tensor:
-    """Store the keys and values of all tokens in the cache, then let each token attend to all positions up to its own.
+def prefill_attention(
+    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor,
+    config: PrefillAttentionConfig | None = None,
+) -> Tensor:  # fmt: skip
+    """Let each token attend to all positions up to its own, and store the keys and values of all tokens in the cache.
 
     Args:
         qkv: [total, 3D], query, key and value of the tokens of several segments, packed without padding.
-        key_cache, value_cache: [H, S, head_dim], same dtype; written at slot_table[row, position], read for all
-            positions of the row up to the token's own, those that earlier calls cached among them.
+        key_cache, value_cache: [H, S, head_dim], same dtype; written at slot_table[row, position], read for the
+            positions before the row's segment.
         slot_table: [R, T] int32, the slot of every position of every state row.
         tiles: [m, 4] int32, (state row, index of the tile's first token in qkv, position of that token, tokens
-            0..64); 0 tokens mark an unused entry.
+            0..64); 0 tokens mark an unused entry. All tiles of a row continue each other: one segment a row.
 
     Returns:
         [total, D] in the dtype of qkv; undefined for tokens in no tile. Softmax in fp32, scale 1 / sqrt(head_dim).
+        A token's result does not depend by a single bit on how its row is cut into calls; decoding it gives the same.
     """
     # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] -> [total, D]
-    return prefill_attention_reference(qkv, key_cache, value_cache, slot_table, tiles)
+    arguments = (qkv, key_cache, value_cache, slot_table, tiles)
+    if not fits_kernels(key_cache) or not uses_triton(*arguments):
+        return prefill_attention_reference(*arguments)
+    from modelscope_polylm.network.kernels.prefill_attention_triton import launch_prefill_attention
+
+    out = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
+    with torch.cuda.device_of(qkv):
+        launch_prefill_attention(*arguments, out, TILE, config or choose_prefill_attention(qkv.dtype))
+    return out
 
 
 def _segments(tiles: Tensor) -> Iterator[Segment]:

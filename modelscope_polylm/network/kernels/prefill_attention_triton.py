@@ -1,6 +1,8 @@
-"""Kernel of `prefill_attention`: a program makes BLOCK_M positions of one head, those with most keys first.
+"""Kernel of `prefill_attention`: a program makes some tokens of one head of a tile, those with most keys first.
 
-Queries, keys and values arrive through tensor descriptors (Hopper's bulk copies). Scores are in units of log2.
+Its blocks of keys are those of decode, and so is its arithmetic (see `attention_triton`). Keys and values of tokens
+that are in qkv are read there, by tensor descriptors (Hopper's bulk copies) where a whole block is; those that were
+cached before are gathered from the cache. The tile's own keys and values go to the cache at the end.
 """
 
 from __future__ import annotations
@@ -12,78 +14,103 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from modelscope_polylm.network.kernels.configs import PrefillAttentionConfig
+from modelscope_polylm.network.kernels.attention_triton import LOG2_E, block_softmax, fold
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
 
 if TYPE_CHECKING:
-    from modelscope_polylm.network.kernels.prefill_attention import Kept
+    from modelscope_polylm.network.kernels.configs import PrefillAttentionConfig
 
 
 @triton.jit
-def meet(query, key, value, seen, scale, highest, total, mixed, MASKED: tl.constexpr):
-    # query, mixed: [BLOCK_M, HEAD], key, value: [BLOCK_N, HEAD], seen: [BLOCK_M, BLOCK_N]; the running softmax goes on
-    score = tl.dot(query, tl.trans(key)) * scale
-    if MASKED:
-        score = tl.where(seen, score, float("-inf"))
-    above = tl.maximum(highest, tl.max(score, 1))
-    weight = tl.exp2(score - above[:, None])
-    factor = tl.exp2(highest - above)
-    mixed = tl.dot(weight.to(value.dtype), value, mixed * factor[:, None])
-    return above, total * factor + tl.sum(weight, 1), mixed
+def row_start(tiles, count, row, position, TILES: tl.constexpr):
+    # tiles: [count, 4] -> the first position of a row among them
+    i = tl.arange(0, TILES)
+    tile_row = tl.load(tiles + 4 * i, mask=i < count, other=-1)
+    tile_position = tl.load(tiles + 4 * i + 2, mask=i < count, other=0)
+    tokens = tl.load(tiles + 4 * i + 3, mask=i < count, other=0)
+    return tl.min(tl.where((tile_row == row) & (tokens > 0), tile_position, position), 0)
+
+
+@triton.jit
+def load_block(fresh, keys, values, slots, t, start, end, offset, HEADS: tl.constexpr, HEAD: tl.constexpr):
+    # t: [T] positions, below `end`; those from `start` on are in qkv, row offset + t -> key, value: [T, HEAD]
+    d = tl.arange(0, HEAD)[None, :]
+    cached, inside = t < start, (t < end)[:, None]
+    place = tl.load(slots + t, mask=cached, other=0)[:, None] * HEAD + d
+    new = fresh + (offset + t).to(tl.int64)[:, None] * (3 * HEADS * HEAD) + d
+    is_cached = cached[:, None]
+    key = tl.load(tl.where(is_cached, keys + place, new + HEADS * HEAD), mask=inside, other=0.0)
+    return key, tl.load(tl.where(is_cached, values + place, new + 2 * HEADS * HEAD), mask=inside, other=0.0)
 
 
 @triton.jit
 def prefill_attention_kernel(
-    queries, qkv, slots, key_cache, value_cache, out, length, cache_stride, scale,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEEP: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    qkv, qkv_blocks, key_cache, value_cache, slot_table, tiles, out, tile_count, table_stride, cache_stride, scale,
+    HEADS: tl.constexpr, HEAD: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # queries, qkv: [T, 3 * WIDTH] in blocks of BLOCK_M and of BLOCK_N rows, slots: [T], caches: [HEADS, S, HEAD]
-    # out: [T, WIDTH]
-    WIDTH: tl.constexpr = HEADS * HEAD
+    # qkv: [total, 3, HEADS, HEAD], qkv_blocks: its descriptor, [BLOCK_T, HEAD] at a time, caches: [HEADS, S, HEAD]
+    # tiles: [tile_count, 4], out: [total, HEADS, HEAD]
+    # one dimension: the others of a grid end at 65,535, which the heads of many tiles pass
+    PARTS: tl.constexpr = TILE // BLOCK_M
+    D: tl.constexpr = HEADS * HEAD
+    parts = tile_count * PARTS
+    head, part = tl.program_id(0) // parts, parts - 1 - tl.program_id(0) % parts
+    tile, skipped = tiles + part // PARTS * 4, part % PARTS * BLOCK_M
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
-    # one dimension: the others of a grid end at 65,535, which the heads of many short prompts pass
-    blocks = tl.cdiv(length, BLOCK_M)
-    pair = tl.program_id(0) // blocks
-    head, row = pair % HEADS, pair // HEADS * length
-    first = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
-    column = head * HEAD
-    q, d = first + tl.arange(0, BLOCK_M), tl.arange(0, HEAD)[None, :]
-    query = queries.load([row + first, column])
-    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    mixed = tl.zeros((BLOCK_M, HEAD), tl.float32)
-    for start in range(0, first, BLOCK_N):
-        key = qkv.load([row + start, column + WIDTH])
-        value = qkv.load([row + start, column + 2 * WIDTH])
-        highest, total, mixed = meet(query, key, value, True, scale, highest, total, mixed, False)
-    # the program's own positions: each sees those before it, and they go to the cache
-    head_place = head.to(tl.int64) * cache_stride
-    for start in range(first, tl.minimum(first + BLOCK_M, length), BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        key = qkv.load([row + start, column + WIDTH])
-        value = qkv.load([row + start, column + 2 * WIDTH])
-        seen = q[:, None] >= n[None, :]
-        highest, total, mixed = meet(query, key, value, seen, scale, highest, total, mixed, True)
-        if KEEP:
-            place = head_place + tl.load(slots + row + n, mask=n < length, other=0)[:, None] * HEAD + d
-            tl.store(key_cache + place, key, mask=(n < length)[:, None])
-            tl.store(value_cache + place, value, mask=(n < length)[:, None])
-    result = out + (row + q).to(tl.int64)[:, None] * WIDTH + column + d
-    tl.store(result, mixed / total[:, None], mask=(q < length)[:, None])
+    row, first, position = tl.load(tile), tl.load(tile + 1) + skipped, tl.load(tile + 2) + skipped
+    count = tl.minimum(tl.load(tile + 3) - skipped, BLOCK_M)
+    if count <= 0:
+        return
+    start = row_start(tiles, tile_count, row, position, TILES)
+    offset, end = first - position, position + count
+    i, d, lane = tl.arange(0, BLOCK_M), tl.arange(0, HEAD)[None, :], tl.arange(0, BLOCK_T)
+    keys = key_cache + head.to(tl.int64) * cache_stride
+    values = value_cache + head.to(tl.int64) * cache_stride
+    slots = slot_table + row.to(tl.int64) * table_stride
+    fresh = qkv + head * HEAD
+    own, exists = fresh + (first + i).to(tl.int64)[:, None] * (3 * D) + d, (i < count)[:, None]
+    query = tl.load(own, mask=exists, other=0.0)
+    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, HEAD), tl.float32)
+    # blocks that all queries see whole: first those with cached positions, then those that are all in qkv
+    whole = (position + 1) // BLOCK_T
+    cached_blocks = tl.minimum(tl.cdiv(start, BLOCK_T), whole)
+    for block in tl.range(0, cached_blocks, num_stages=1):
+        t = block * BLOCK_T + lane
+        key, value = load_block(fresh, keys, values, slots, t, start, end, offset, HEADS, HEAD)
+        block_m, block_l, block_acc = block_softmax(query, key, value, True, scale, False)
+        m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
+    for block in tl.range(cached_blocks, whole, num_stages=STAGES):
+        key = qkv_blocks.load([offset + block * BLOCK_T, D + head * HEAD])
+        value = qkv_blocks.load([offset + block * BLOCK_T, 2 * D + head * HEAD])
+        block_m, block_l, block_acc = block_softmax(query, key, value, True, scale, False)
+        m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
+    for block in tl.range(whole, tl.cdiv(end, BLOCK_T), num_stages=1):
+        t = block * BLOCK_T + lane
+        key, value = load_block(fresh, keys, values, slots, t, start, end, offset, HEADS, HEAD)
+        visible = t[None, :] <= (position + i)[:, None]
+        block_m, block_l, block_acc = block_softmax(query, key, value, visible, scale, True)
+        m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
+    result = out + (first + i).to(tl.int64)[:, None] * D + head * HEAD + d
+    tl.store(result, acc / l[:, None], mask=exists)
+    place = tl.load(slots + position + i, mask=i < count, other=0)[:, None] * HEAD + d
+    tl.store(keys + place, tl.load(own + D, mask=exists), mask=exists)
+    tl.store(values + place, tl.load(own + 2 * D, mask=exists), mask=exists)
 
 
 def launch_prefill_attention(
-    qkv: Tensor, prompts: int, heads: int, kept: Kept | None, out: Tensor, config: PrefillAttentionConfig
-) -> None:
-    # qkv: [T, 3D], out: [T, D]
-    length, head = qkv.shape[0] // prompts, out.shape[1] // heads
-    slots, keys, values = (qkv, out[None], out[None]) if kept is None else kept
-    prefill_attention_kernel[(triton.cdiv(length, config.block_m) * prompts * heads,)](
-        TensorDescriptor.from_tensor(qkv, [config.block_m, head]),
-        TensorDescriptor.from_tensor(qkv, [config.block_n, head]),
-        slots, keys, values, out, length, keys.shape[1] * head, 1.4426950408889634 / head**0.5,
-        HEADS=heads, HEAD=head, BLOCK_M=config.block_m, BLOCK_N=config.block_n, KEEP=kept is not None,
-        **launch_options(qkv.device, config.warps, config.stages),
+    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor, out: Tensor, tile: int,
+    config: PrefillAttentionConfig,
+) -> None:  # fmt: skip
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] of up to `tile` tokens, out: [total, D]
+    heads, slots, head_dim = key_cache.shape
+    count = len(tiles)
+    prefill_attention_kernel[(count * (tile // config.block_m) * heads,)](
+        qkv, TensorDescriptor.from_tensor(qkv, [config.block_t, head_dim]), key_cache, value_cache, slot_table, tiles,
+        out, count, slot_table.shape[1], slots * head_dim, LOG2_E / head_dim**0.5,
+        HEADS=heads, HEAD=head_dim, TILE=tile, TILES=max(16, triton.next_power_of_2(count)), BLOCK_M=config.block_m,
+        BLOCK_T=config.block_t, STAGES=config.stages, **launch_options(qkv.device, config.warps),
     )  # fmt: skip

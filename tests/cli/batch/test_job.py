@@ -13,8 +13,8 @@ from modelscope_polylm.cli.batch.job import BatchJob
 from modelscope_polylm.cli.batch.output import settings_file
 from modelscope_polylm.cli.batch.requests import PromptTemplate
 from modelscope_polylm.cli.batch.rows import BatchInput
-from modelscope_polylm.cli.batch.running import WINDOW_BATCHES
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
+from modelscope_polylm.generation.runner import Runner
 from modelscope_polylm.generator import TextGenerator
 
 OPTIONS = {"max_new_tokens": 6, "num_beams": 1}
@@ -52,27 +52,28 @@ def test_answers_in_order_and_as_one_by_one(tiny: TextGenerator, source: Path, t
         if "text" in record:
             reply = tiny.reply([tiny.reader.read(texts[record["line"] - 1], options)], options)[0]
             assert record["text"] == reply.texts[0]
-            assert record["tokens"] == len(reply.answers[0].ids)
+            assert record["tokens"] == len(reply.completions[0].ids)
     answered = [record for record in records if "text" in record]
     assert (summary["lines"], summary["answered"], summary["errors"]) == (80, 69, 11)
     assert summary["tokens"] == sum(record["tokens"] for record in answered)
 
 
-def test_similar_lengths_run_together(
-    tiny: TextGenerator, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_rows_are_kept_in_flight_and_written_in_order(
+    tiny: TextGenerator, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int | None
 ) -> None:
-    batches: list[list[int]] = []
-    reply = tiny.reply
+    running: list[int] = []
+    step = Runner.step
 
-    def spy(prompts: Any, options: Any) -> Any:
-        batches.append([len(prompt.ids) for prompt in prompts])
-        return reply(prompts, options)
+    def counted(runner: Runner, active: Any) -> Any:
+        running.append(len(active))
+        return step(runner, active)
 
-    monkeypatch.setattr(tiny, "reply", spy)
-    job(source, tmp_path / "out.jsonl", batch_size=4).run(tiny, OPTIONS)
-    window = 4 * WINDOW_BATCHES
-    assert len(batches) == -(-(window - 9) // 4) + -(-(80 - window - 2) // 4)
-    assert max(max(batch) - min(batch) for batch in batches[:13]) <= 3
+    monkeypatch.setattr(Runner, "step", counted)
+    job(source, tmp_path / "out.jsonl", batch_size=batch_size).run(tiny, OPTIONS)
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["line"] for record in records] == list(range(1, 81))
+    assert max(running) <= 3 if batch_size else max(running) > 3
 
 
 def test_resumed_output_is_that_of_an_undisturbed_run(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_resumed_output_is_that_of_an_undisturbed_run(tiny: TextGenerator, sourc
         out.write_bytes(content[:cut])
         summary = job(source, out, batch_size=2).run(tiny, sampling)
         assert out.read_bytes() == content
-        assert summary["answered"] + summary["errors"] <= 80 - content[:cut].count(b"\n") // 32 * 32
+        assert summary["answered"] + summary["errors"] == 80 - content[:cut].count(b"\n")
 
 
 def test_complete_output_is_left_alone(tiny: TextGenerator, source: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_complete_output_is_left_alone(tiny: TextGenerator, source: Path, tmp_pa
     [
         ({**OPTIONS, "max_new_tokens": 7}, {}, "max_new_tokens was 6, now 7"),
         ({"max_new_tokens": 6}, {}, "num_beams was 1, now 4"),
-        (OPTIONS, {"batch_size": 3}, "batch_size was 16, now 3"),
+        (OPTIONS, {"batch_size": 3}, "batch_size was None, now 3"),
         (OPTIONS, {"chat": True}, "chat was False, now True"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.backends.base import Answer
+from modelscope_polylm.backends.base import Completion
 from modelscope_polylm.cli.batch.json_values import read_json
 from modelscope_polylm.cli.batch.records import TableRecords, answer_lines
 from modelscope_polylm.cli.batch.rows import Row
@@ -24,7 +24,7 @@ LINES = answer_lines()
 
 
 def answered(*texts: str, score: float = -1.5) -> RowAnswers:
-    answers = [Answer([1, 2], score, finish_reason="eos") for _ in texts]
+    answers = [Completion([1, 2], score, finish_reason="eos") for _ in texts]
     return RowAnswers(Prompt("a", [1]), GenerationResult("a", list(texts), answers))
 
 
