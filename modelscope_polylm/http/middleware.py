@@ -45,11 +45,29 @@ class BodyMiddleware:
         elif int(headers.get(b"content-length", b"0")) > self._max_bytes:
             await _refuse(413, _too_large(self._max_bytes), None, scope, receive, send)
         else:
-            await self._app(scope, _Body(receive, self._max_bytes), send)
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, _Body(receive, self._max_bytes), send_noting)
+        except _BodyError as error:  # of an application without an answer of its own
+            if not has_begun:
+                await _refuse(error.status_code, error.detail, None, scope, receive, send)
+
+
+class _BodyError(HTTPException):
+    """A body that is too large or too late."""
 
 
 class _Body:
-    """Receives a body; raises HTTPException as soon as it is too large or too late."""
+    """Receives a body; raises _BodyError as soon as it is too large or too late."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive, self._max_bytes = receive, max_bytes
@@ -62,10 +80,10 @@ class _Body:
         with anyio.move_on_after(self._deadline - time.monotonic()) as scope:
             message = await self._receive()
         if scope.cancelled_caught:
-            raise HTTPException(408, f"The request did not come within {BODY_SECONDS:.0f} seconds.")
+            raise _BodyError(408, f"The request did not come within {BODY_SECONDS:.0f} seconds.")
         self._size += len(message.get("body", b""))
         if self._size > self._max_bytes:
-            raise HTTPException(413, _too_large(self._max_bytes))
+            raise _BodyError(413, _too_large(self._max_bytes))
         self._is_complete = not message.get("more_body", False)
         return message
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BETWEEN_UPDATES = 0.05
-"""Seconds between two updates; tokens that come faster are shown together."""
-WITHOUT_NEWS = 0.25
-"""Seconds after which there is an update even if nothing is new, so that the caller can go away."""
+UPDATE_SECONDS = 0.05
+"""Between two updates; tokens that come faster are shown together."""
+IDLE_SECONDS = 0.25
+"""After this time there is an update even if nothing is new, so that the caller can go away."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Job:
 
     def __init__(self, prompt: Prompt, options: GenerationOptions) -> None:
         self.prompt, self.options = prompt, options
-        self.news: queue.SimpleQueue[Progress | BaseException] = queue.SimpleQueue()
+        self.updates: queue.SimpleQueue[Progress | BaseException] = queue.SimpleQueue()
         self.stopped = threading.Event()
 
 
@@ -79,9 +79,9 @@ class Answers:
         progress = Progress()
         try:
             while not progress.complete:
-                progress = _newest(job.news, progress)
+                progress = _newest(job.updates, progress)
                 yield progress
-                time.sleep(0 if progress.complete else BETWEEN_UPDATES)
+                time.sleep(0 if progress.complete else UPDATE_SECONDS)
         finally:
             job.stopped.set()
 
@@ -92,25 +92,25 @@ class Answers:
                 if not job.stopped.is_set():
                     self._answer(job)
             except BaseException as error:
-                job.news.put(error)
+                job.updates.put(error)
 
     def _answer(self, job: _Job) -> None:
         stream = self.generator.stream([job.prompt], job.options)
         try:
             while not job.stopped.is_set():
-                job.news.put(Progress(next(stream)[0]))
+                job.updates.put(Progress(next(stream)[0]))
         except StopIteration as finished:
-            job.news.put(Progress(finished.value[0], complete=True))
+            job.updates.put(Progress(finished.value[0], complete=True))
         finally:
             stream.close()
 
 
-def _newest(news: queue.SimpleQueue[Progress | BaseException], known: Progress) -> Progress:
-    """Wait for news, but not long; skip to the newest. Raises what the answering thread raised."""
+def _newest(updates: queue.SimpleQueue[Progress | BaseException], known: Progress) -> Progress:
+    """Wait a little for an update, and skip to the newest one. Raises what the answering thread raised."""
     try:
-        item: Progress | BaseException = news.get(timeout=WITHOUT_NEWS)
-        while not news.empty():
-            item = news.get()
+        item: Progress | BaseException = updates.get(timeout=IDLE_SECONDS)
+        while not updates.empty():
+            item = updates.get()
     except queue.Empty:
         return known
     if isinstance(item, BaseException):

@@ -1,4 +1,4 @@
-"""The chat of the web app without its surface: conversations in, what the page shows out."""
+"""The chat of the web app: conversations in, what the page shows out, and the tab that shows it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from modelscope_polylm.web.style import show_problem, status_line
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import Prompt, Reply
-    from modelscope_polylm.web.answers import Answers
 
-
+SEND, STOP = "Send", "Stop"
 WAITING = "waiting for the answer"
 
 
 @dataclass
 class StopSign:
-    """Raised by the user to end the answer that is being written."""
+    """Ends the answer that is being written, as soon as it is raised."""
 
     raised: bool = False
 
@@ -64,7 +63,7 @@ class Chat:
         Args:
             text: the message.
             messages: the conversation before it.
-            values: the page's options, in the order of `web_options.shown_fields`.
+            values: the page's options, in the order of `options.shown_fields`.
             stop_sign: ends the answer when it is raised; what has come of it stays.
         """
         if not text.strip():
@@ -133,9 +132,6 @@ class Chat:
 
 def _turn(earlier: Sequence[Message], text: str, answer: str = "") -> list[Message]:
     return [*earlier, Message(role=USER, content=text), Message(role=ASSISTANT, content=answer)]
-
-
-SEND, STOP = "Send", "Stop"
 
 
 def add_chat_tab(answers: Answers) -> None:

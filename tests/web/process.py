@@ -1,4 +1,4 @@
-"""Runs the web app in a process of its own for the browser: python web_process.py PORT LOG.
+"""Runs the web app in a process of its own for the browser: python process.py PORT LOG.
 
 LOG receives a line for each address outside this machine that the process looks up or connects to. A prompt that says
 "slowly" is answered with a pause before each token.
