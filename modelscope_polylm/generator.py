@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from modelscope_polylm.errors import ContextLengthError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions, option_fields
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
-from modelscope_polylm.text.prompts import Message, PromptFormat, check_messages, fit_messages, known_format, render
+from modelscope_polylm.text.prompts import (
+    Message,
+    PromptFormat,
+    check_messages,
+    fit_messages,
+    join_turns,
+    known_format,
+    render,
+)
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer, check_text
 
 if TYPE_CHECKING:
@@ -213,7 +221,12 @@ class InputReader:
     positions: int
 
     def read(
-        self, value: Any, options: GenerationOptions, chat: bool = False, allow_role_markers: bool = False
+        self,
+        value: Any,
+        options: GenerationOptions,
+        chat: bool = False,
+        allow_role_markers: bool = False,
+        system_message: str = "refuse",
     ) -> Prompt:
         """Read one input and make sure that its answer has room.
 
@@ -222,6 +235,7 @@ class InputReader:
             options: say how many tokens the answer may take.
             chat: take a plain text as the message of a user.
             allow_role_markers: let contents hold the markers that begin a turn.
+            system_message: 'prepend' joins turns as `join_turns` does.
 
         Raises:
             InputError: not one of these, empty, badly formed, or without room for the answer in the context.
@@ -236,13 +250,15 @@ class InputReader:
             text = plain_text(value)
             return self._with_room(Prompt(text, self.tokenizer.encode(text)), options)
         prompt_format = known_format(self.prompt_format)
+        if system_message == "prepend" and isinstance(messages, Sequence):
+            messages = join_turns(messages, system_message)
         checked = check_messages(messages, allow_role_markers, prompt_format)
         kept = fit_messages(checked, prompt_format, self._count_tokens, limit)
         text = render(kept, prompt_format)
         return self._with_room(Prompt(text, self.tokenizer.encode(text), checked), options)
 
     def read_all(
-        self, values: Sequence[Any], options: GenerationOptions, first: int = 0, **parameters: bool
+        self, values: Sequence[Any], options: GenerationOptions, first: int = 0, **parameters: Any
     ) -> list[Prompt]:
         """Read several inputs; an error says which one it is about, counting from `first`."""
         prompts = []

@@ -18,6 +18,7 @@ from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneratio
 from modelscope_polylm.plugin.outputs import Output, batches, chat_output, stream_outputs, text_output
 from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
 from modelscope_polylm.plugin.registration import PIPELINE_TYPE
+from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 
@@ -34,7 +35,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
     An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, a list of
     them (`batch_size` says how many run together) or an MsDataset. Options of a call are generation options,
-    `return_full_text` and `allow_role_markers`. Safe to use from several threads.
+    `return_full_text`, `allow_role_markers` and `system_message`: 'refuse', or 'prepend', which puts system messages
+    before the user's. Safe to use from several threads.
     """
 
     model_class: ClassVar[type[PolyLMForTextGeneration]] = PolyLMForTextGeneration
@@ -84,7 +86,7 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
             input: see the class.
             batch_size: how many inputs of a list or data set run together. If None one, and with the vLLM backend the
                 whole list, or 1,024 rows of a data set.
-            options: generation options, `return_full_text`, `allow_role_markers`.
+            options: generation options, `return_full_text`, `allow_role_markers`, `system_message`.
 
         Returns:
             A dict for one input, a list of dicts for a list, an iterator of dicts for an MsDataset.
@@ -133,7 +135,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
     def _sanitize_parameters(self, **parameters: Any) -> Stages:
         """The parameters of `preprocess`, `forward` and `postprocess`. Raises OptionError."""
-        reading = {"allow_role_markers": bool(_flag(parameters, "allow_role_markers")), "chat": self.text_is_message}
+        markers, system_message = bool(_flag(parameters, "allow_role_markers")), _system_message(parameters)
+        reading = {"allow_role_markers": markers, "system_message": system_message, "chat": self.text_is_message}
         showing = self._showing_parameters(parameters)
         running = {"options": self._generator.options(parameters)}
         return {**reading, **running}, running, {**showing, **running}
@@ -201,6 +204,13 @@ def _flag(parameters: Parameters, name: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise OptionError(f"{name}={value!r} must be True or False.")
     return value
+
+
+def _system_message(parameters: Parameters) -> str:
+    value = parameters.pop("system_message", None)
+    if value not in (None, *SYSTEM_MESSAGES):
+        raise OptionError(f"system_message={value!r} must be one of {', '.join(SYSTEM_MESSAGES)}.")
+    return value or SYSTEM_MESSAGES[0]
 
 
 def _check_loaded(model: Any, device: str | None, options: Mapping[str, Any]) -> None:
