@@ -1,6 +1,6 @@
-"""The HTTP/1.1 connection of a client: what its heads may hold, and how long it may be silent or deaf.
+"""The HTTP/1.1 connection of a client: what a request's head may hold, and how long a client may send or read nothing.
 
-uvicorn's protocol on h11 carries it: a parser that is there wherever uvicorn is, ignores upgrades that nobody offers,
+It is uvicorn's protocol on h11: a parser that is installed wherever uvicorn is, ignores upgrades that nobody offers,
 and keeps the trailers of a body apart from the headers.
 """
 
@@ -24,17 +24,17 @@ from modelscope_polylm.http.errors import error_body
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 SMALL_CHUNK, MAX_SMALL_CHUNKS = 64, 10_000
-"""Chunks of fewer bytes take more time than they are worth, so a body may have so many of them."""
+"""A body may have so many chunks of fewer bytes: each takes time to parse."""
 MAX_CONNECTIONS = 1000
-"""Further ones are closed at once: each takes a file descriptor."""
+"""Further ones are closed at once, as each takes a file descriptor."""
 HEAD_SECONDS = 10.0
 """A request's head has to be complete within this time."""
 SEND_SECONDS = 60.0
 """A client has to read what it is sent within this time."""
 END_SEND_SECONDS = 10.0
-"""The same once the server is about to end."""
+"""The same, once the server is about to end."""
 LINGER_SECONDS = 2.0
-"""How long a refused connection may go on sending, unread, so that the refusal reaches its client."""
+"""A refused client may go on sending for this time; nothing is read, but the refusal reaches it."""
 PROBE_SECONDS = (0.05, 0.2, 1.0)
 """Pauses between the probes of a connection whose client has ended its side."""
 
@@ -145,12 +145,12 @@ class Connection(H11Protocol):  # type: ignore[misc]
             timer.stop()
 
     def pause_writing(self) -> None:
-        """The client does not read: give it some time."""
+        """Give the client some time to read."""
         super().pause_writing()
         self._send_timer.start(self._send_seconds)
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """Go on: the client has read."""
         super().resume_writing()
         self._send_timer.stop()
 

@@ -143,9 +143,10 @@ async def _body(receive: Receive) -> bytes:
 
 
 async def _answer(status: int, text: str, send: Send) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    body = f"{text}\n".encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{text}\n".encode()})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _with_headers(message: Message) -> Message:

@@ -196,11 +196,7 @@ def test_large_bodies_are_not_taken(client: httpx.Client, page: Any) -> None:
     process = psutil.Process()
     before = process.memory_info().rss
     for content in (json.dumps(call(page, "x" * 300_000)).encode(), iter([b"[" + b"1," * 40_000] * 200)):
-        try:
-            answer = client.post(JOIN, content=content, headers={"Content-Type": "application/json"})
-            assert answer.status_code == 413
-        except httpx.TransportError:  # the refusal came while the body was still being sent
-            pass
+        assert client.post(JOIN, content=content, headers={"Content-Type": "application/json"}).status_code == 413
     grown = (process.memory_info().rss - before) / 1e6
     print(f"16 MB of one body: {grown:.1f} MB more")
     assert grown < 20
