@@ -14,6 +14,7 @@ from modelscope_polylm.backends.placement import choose_device
 from modelscope_polylm.errors import DeviceError, InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generator import Prompt, Reply, is_conversation
+from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
 from modelscope_polylm.plugin.outputs import Output, batches, chat_output, stream_outputs, text_output
 from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
@@ -22,6 +23,7 @@ from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 
+CONFIGURATION = "configuration.json"
 ROWS_AT_ONCE = 1024
 """Rows of a data set that a backend gets together which takes whole lists: a data set may be endless."""
 Parameters = dict[str, Any]
@@ -72,8 +74,12 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
         reader = preprocessor or PolyLMPreprocessor(reader=model.generator.reader)
         if not isinstance(reader, PolyLMPreprocessor):
             raise InputError(f"preprocessor must be a PolyLMPreprocessor, not {type(reader).__name__}.")
-        super().__init__(model=model, preprocessor=reader, device=str(model.device))
+        device_name, config_file = str(model.device), _configuration_file(Path(model.model_dir))
+        super().__init__(config_file=config_file, model=model, preprocessor=reader, device=device_name)
         self.trust_remote_code = bool(options.get("trust_remote_code", False))
+
+    def _get_framework(self) -> str:
+        return "pytorch"
 
     def prepare_model(self) -> None:
         """Nothing to do: the backend put the weights in their place when it loaded them."""
@@ -185,6 +191,12 @@ class PolyLMChatPipeline(PolyLMTextGenerationPipeline):
     def postprocess(self, inputs: tuple[Prompt, Reply], **parameters: Any) -> Output:
         """The output for one conversation and its reply."""
         return chat_output(*inputs, **parameters)
+
+
+def _configuration_file(folder: Path) -> str:
+    """What the base class reads: the folder's own configuration, or the bundled model's where it has none."""
+    own = folder / CONFIGURATION
+    return str(own if own.is_file() else TINY_FOLDER / CONFIGURATION)
 
 
 def _is_many(value: Any) -> bool:
