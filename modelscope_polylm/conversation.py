@@ -1,28 +1,31 @@
-"""A conversation with a loaded model: its messages and options, without any terminal."""
+"""A conversation with a loaded model: its messages, its settings and its answers, for a terminal and for a page."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.text.prompts import Message, known_format, render
+from modelscope_polylm.text.prompts import ASSISTANT, USER, Message, known_format, render
 
 if TYPE_CHECKING:
-    from modelscope_polylm.backends.base import Completion
-    from modelscope_polylm.generator import TextGenerator
+    from modelscope_polylm.generator import TextDelta, TextGenerator
     from modelscope_polylm.inputs import Prompt
 
 SHARE_FOR_ANSWER = 4
 """An answer may take this part of the context where nothing else is said; the rest keeps the conversation."""
 
+AnswerStream = Callable[["Prompt", GenerationOptions], Generator["TextDelta | None", None, None]]
+"""Answers a prompt: yields what is new of the answer, or None where nothing is; the last delta has the result."""
+
 
 @dataclass(frozen=True)
-class Facts:
-    """What is to be known of an answer.
+class TurnStats:
+    """What an answer took, and how it ended.
 
     Attributes:
         tokens, seconds: of the answer, reading the prompt included.
@@ -46,11 +49,23 @@ class Conversation:
         generator: the loaded model.
         settings: generation options that differ from the chat's defaults.
         messages: user and assistant in turn; empty, or ending with an answer.
-        facts: of the last answer; None before it.
+        stats: of the last answer; None before it.
     """
 
-    def __init__(self, generator: TextGenerator, settings: Mapping[str, Any] | None = None) -> None:
-        """Start an empty conversation.
+    def __init__(
+        self,
+        generator: TextGenerator,
+        settings: Mapping[str, Any] | None = None,
+        messages: Sequence[Message] = (),
+        stream: AnswerStream | None = None,
+    ) -> None:
+        """Begin a conversation, or go on with one.
+
+        Args:
+            generator: the loaded model.
+            settings: generation options; None is not given.
+            messages: of the conversation so far.
+            stream: answers prompts where the generator's own stream is not meant.
 
         Raises:
             OptionError: settings that cannot be.
@@ -58,9 +73,10 @@ class Conversation:
         """
         self.generator = generator
         self._format = known_format(generator.snapshot.prompt_format)
+        self._stream = stream or (lambda prompt, options: generator.stream([prompt], options))
         self.settings: dict[str, Any] = {}
-        self.messages: list[Message] = []
-        self.facts: Facts | None = None
+        self.messages: list[Message] = list(messages)
+        self.stats: TurnStats | None = None
         self.change(settings or {})
 
     @property
@@ -74,15 +90,14 @@ class Conversation:
         defaults: dict[str, Any] = {"max_new_tokens": max(positions // SHARE_FOR_ANSWER, 1)}
         if not self.generator.snapshot.generation.get("do_sample"):
             defaults["num_beams"] = 1
-        given = {name: value for name, value in self.settings.items() if value is not None}
-        if "max_length" in given and "max_new_tokens" not in given:
+        if "max_length" in self.settings and "max_new_tokens" not in self.settings:
             del defaults["max_new_tokens"]
-        if given.get("do_sample") or "num_beams" in given:
+        if self.settings.get("do_sample") or "num_beams" in self.settings:
             defaults.pop("num_beams", None)
-        return self.generator.options({**defaults, **given})
+        return self.generator.options({**defaults, **self.settings})
 
     @property
-    def knows_turns(self) -> bool:
+    def has_turns(self) -> bool:
         """Whether the model's prompt format has several turns; if not, every message is answered on its own."""
         return self._format.earlier_turn is not None
 
@@ -98,10 +113,10 @@ class Conversation:
             raise
 
     def ask(self, question: str) -> Generator[str, None, None]:
-        """Answer a question; yields the text as it comes and then keeps the turn.
+        """Answer a question: yields new text as it comes, and then keeps the turn.
 
-        Closing the generator before its end stops the answer; what has come of it is kept. If nothing has, the question
-        is not kept either.
+        A text may be empty, where the stream has nothing new. Closing the generator before its end stops the answer;
+        what has come of it is kept. If nothing has, the question is not kept either.
 
         Raises:
             InputError: a question that is empty, too long, or forges a turn.
@@ -109,7 +124,7 @@ class Conversation:
         return self._ask(self.messages, question)
 
     def retry(self) -> Generator[str, None, None]:
-        """Answer the last question again; the new answer takes the place of the old one. Raises InputError."""
+        """Answer the last question again; the new answer replaces the old one. Raises InputError."""
         return self._ask(self.messages[:-2], self._last_question())
 
     def undo(self) -> str:
@@ -120,47 +135,72 @@ class Conversation:
 
     def clear(self) -> None:
         """Begin a new conversation with the same settings."""
-        self.messages, self.facts = [], None
+        self.messages, self.stats = [], None
 
     def _last_question(self) -> str:
         if not self.messages:
             raise InputError("Nothing has been asked yet.")
         return self.messages[-2]["content"]
 
-    def _ask(self, history: list[Message], question: str) -> Generator[str, None, None]:
+    def _ask(self, history: Sequence[Message], question: str) -> Generator[str, None, None]:
         options = self.options
-        messages = [*(history if self.knows_turns else []), Message(role="user", content=question)]
+        messages = [*(history if self.has_turns else []), Message(role=USER, content=question)]
         prompt = self.generator.reader.read({"messages": messages}, options)
         return self._answer(history, question, prompt, options)
 
     def _answer(
-        self, history: list[Message], question: str, prompt: Prompt, options: GenerationOptions
+        self, history: Sequence[Message], question: str, prompt: Prompt, options: GenerationOptions
     ) -> Generator[str, None, None]:
         start = time.perf_counter()
-        text, completion = "", None
-        deltas = self.generator.stream([prompt], options)
+        whole, text, completion, finish_reason = "", "", None, "stopped"
         try:
-            for delta in deltas:
-                text += delta.text
-                completion = delta.result.completions[0] if delta.result else None
-                if delta.text:
-                    yield delta.text
+            with contextlib.closing(self._stream(prompt, options)) as stream:
+                for delta in stream:
+                    if delta is not None:
+                        whole += delta.text
+                        completion = delta.result.completions[0] if delta.result else None
+                    known, is_ended = own_turn(whole, completion is not None, self._format.role_markers)
+                    new, text = known[len(text) :], known
+                    if is_ended or completion is not None:
+                        finish_reason = "stop" if is_ended or completion is None else completion.finish_reason
+                    yield new
+                    if is_ended:
+                        break
         finally:
-            deltas.close()
-            if text or completion is not None:
-                turn = [Message(role="user", content=question), Message(role="assistant", content=text)]
+            if text or finish_reason != "stopped":
+                turn = [Message(role=USER, content=question), Message(role=ASSISTANT, content=text)]
                 self.messages = [*history, *turn]
-                self.facts = self._facts_of(prompt, text, completion, time.perf_counter() - start)
+                is_whole = completion is not None and text == whole
+                tokens = len(completion.ids) if completion is not None and is_whole else self._count_tokens(text)
+                self.stats = self._stats(prompt, tokens, finish_reason, time.perf_counter() - start)
 
-    def _facts_of(self, prompt: Prompt, text: str, completion: Completion | None, seconds: float) -> Facts:
-        snapshot = self.generator.snapshot
-        tokens = len(snapshot.tokenizer.encode(text)) if completion is None else len(completion.ids)
+    def _count_tokens(self, text: str) -> int:
+        return len(self.generator.snapshot.tokenizer.encode(text))
+
+    def _stats(self, prompt: Prompt, tokens: int, finish_reason: str, seconds: float) -> TurnStats:
         used = len(prompt.ids) + tokens
-        left = max(snapshot.config.max_positions - used, 0)
-        reason = "stopped" if completion is None else completion.finish_reason
-        return Facts(tokens, seconds, used, left, reason, self._turns_left_out(prompt))
+        left = max(self.generator.snapshot.config.max_positions - used, 0)
+        return TurnStats(tokens, seconds, used, left, finish_reason, self._turns_left_out(prompt))
 
     def _turns_left_out(self, prompt: Prompt) -> int:
-        messages, prompt_format = prompt.messages or [], self._format
+        messages = prompt.messages or []
         starts = range(0, len(messages), 2)
-        return next((start // 2 for start in starts if render(messages[start:], prompt_format) == prompt.text), 0)
+        return next((start // 2 for start in starts if render(messages[start:], self._format) == prompt.text), 0)
+
+
+def own_turn(text: str, is_complete: bool, markers: Sequence[str]) -> tuple[str, bool]:
+    """The answer without turns that the model goes on to write; sent back, their markers would be refused.
+
+    Args:
+        text: the answer so far, or the complete one.
+        is_complete: which of the two.
+        markers: texts that begin a turn.
+
+    Returns:
+        What is certain of the answer, without an end that may become a marker; and whether a marker has come.
+    """
+    ends = [text.index(marker) for marker in markers if marker in text]
+    if ends or is_complete:
+        return text[: min(ends, default=len(text))], bool(ends)
+    begun = [size for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size])]
+    return text[: len(text) - max(begun, default=0)], False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.errors import OptionError, PolyLMError
+from modelscope_polylm.errors import OptionError, PolyLMError, nearest_name
 from modelscope_polylm.generation.options import GenerationOptions, option_fields
 from modelscope_polylm.inputs import InputReader, Prompt
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
@@ -115,8 +114,13 @@ class TextGenerator:
 
     def options(self, call: Mapping[str, Any]) -> GenerationOptions:
         """The options of a call over the defaults of the snapshot and its release. Raises OptionError."""
-        takes_all = self.backend.name == "transformers"
-        return GenerationOptions.from_layers(self.snapshot.generation, call, allow_extra=takes_all)
+        takes_all, defaults = self.backend.name == "transformers", self.snapshot.generation
+        try:
+            return GenerationOptions.from_layers(defaults, call, allow_extra=takes_all)
+        except OptionError as error:
+            if str(error) != _defaults_problem(defaults, takes_all):
+                raise
+            raise OptionError(f"{self.snapshot.folder}/generation_config.json: {error}") from error
 
     def reply(
         self,
@@ -257,11 +261,20 @@ def _packaged(folder: str | Path, release: str | None) -> Path:
     return packaged_snapshot(folder, release)
 
 
+def _defaults_problem(defaults: Mapping[str, Any], takes_all: bool) -> str | None:
+    # a release's own defaults go together, so what does not comes from the snapshot's file
+    try:
+        GenerationOptions.from_layers(defaults, allow_extra=takes_all)
+    except OptionError as error:
+        return str(error)
+    return None
+
+
 def _check_names(backend_options: Mapping[str, Any]) -> None:
     # the backend checks its own options; here are only the mistakes that it cannot know about
     generation = {field.name for field in option_fields()}
     for name in backend_options:
         if name in generation:
             raise OptionError(f"{name!r} is a generation option: give it to the call, not where the model is loaded.")
-        if nearest := difflib.get_close_matches(name, LOAD_OPTIONS, n=1, cutoff=0.85):
-            raise OptionError(f"Unknown option {name!r}: did you mean {nearest[0]}?")
+        if nearest := nearest_name(name, LOAD_OPTIONS, cutoff=0.85):
+            raise OptionError(f"Unknown option {name!r}: did you mean {nearest}?")

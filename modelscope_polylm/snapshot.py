@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from modelscope_polylm.errors import OptionError, SnapshotError, shortened, shown, suggestion
 from modelscope_polylm.files import GIT_LFS_START, library_errors, open_untrusted, read_json
-from modelscope_polylm.generation.options import GenerationOptions, option_fields
+from modelscope_polylm.generation.options import checked_value, option_fields
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.weights import WeightFiles
 from modelscope_polylm.releases import RELEASES, Release, release_of_folder
@@ -173,18 +173,23 @@ def _read_names(folder: Path) -> dict[str, str]:
 def _read_generation_config(folder: Path) -> dict[str, Any]:
     """The contents of generation_config.json, which may be missing, with every option in its range."""
     values = _read_object(folder / GENERATION_CONFIG)
-    problems = []
-    for name in OPTION_NAMES:
-        # an end token that is not possible is only not used
-        if values.get(name) is not None and name != "eos_token_id":
-            try:
-                with library_errors(GENERATION_CONFIG):
-                    GenerationOptions.from_layers({name: values[name]}, allow_extra=True)
-            except OptionError as error:
-                problems.append(f"{GENERATION_CONFIG}: {error}")
+    # an end token that is impossible is only not used
+    fields = [field for field in option_fields() if field.name in OPTION_NAMES and field.name != "eos_token_id"]
+    problems = [problem for field in fields if (problem := _value_problem(field, values.get(field.name)))]
     if problems:
-        raise SnapshotError("\n".join(problems))
+        raise SnapshotError("\n".join(f"{GENERATION_CONFIG}: {problem}" for problem in problems))
     return values
+
+
+def _value_problem(field: dataclasses.Field[Any], value: Any) -> str | None:
+    try:
+        if value is not None:
+            checked_value(field, value)
+    except OptionError as error:
+        return str(error)
+    except OverflowError:
+        return f"{field.name}={value!r:.40} is too large."
+    return None
 
 
 def _vocabulary_problems(config: PolyLMConfig | None, tokenizer: PolyLMTokenizer | None) -> list[str]:

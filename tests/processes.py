@@ -64,7 +64,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def expect(self, text: str, timeout: float = 40) -> str:
-        """Wait until a text is shown behind the last one that was waited for; returns what was shown until then."""
+        """Wait until a text is shown after the last one that was waited for; returns what was shown until then."""
         end = time.monotonic() + timeout
         while text not in self.screen[self._seen :]:
             if not self._read(end - time.monotonic()):

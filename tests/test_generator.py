@@ -1,15 +1,22 @@
-"""The bundled model answers on every device, without ModelScope."""
+"""Models answer on every device, without ModelScope; what they cannot do, they say."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modelscope_polylm.backends import placement
+from modelscope_polylm.conversation import Conversation
+from modelscope_polylm.errors import DeviceError, InputError, OptionError
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.text.languages import translation_request
 
+QUESTION = [{"role": "user", "content": "Rome"}]
 SENTENCES = {"German": "Rom ist die Hauptstadt von Italien.", "Chinese": "罗马是意大利的首都。"}
 
 
@@ -27,3 +34,44 @@ def test_answers(device: str, dtype: str | None, given: dict[str, Any]) -> None:
     prompts = [generator.reader.read(request, options, chat=True) for request in requests]
     assert [reply.texts[0] for reply in generator.reply(prompts, options)] == list(SENTENCES.values())
     assert [generator.reply([prompt], options)[0].texts[0] for prompt in prompts] == list(SENTENCES.values())
+
+
+@pytest.mark.parametrize("given", [{"release": "assistant-13b"}, {"prompt_format": "assistant"}], ids=str)
+def test_messages_need_a_release(random_snapshot: Path, given: dict[str, str]) -> None:
+    unknown = TextGenerator.load(random_snapshot, device="cpu")
+    options = unknown.options({"max_new_tokens": 2, "num_beams": 1})
+    assert unknown.reader.read("Rome", options).text == "Rome"
+    for value, chat in ((QUESTION, False), ({"messages": QUESTION}, False), ("Rome", True)):
+        with pytest.raises(InputError, match=r"pass release= or prompt_format= .*--release to the command"):
+            unknown.reader.read(value, options, chat=chat)
+    with pytest.raises(InputError, match="pass release= or prompt_format="):
+        Conversation(unknown)
+    known = TextGenerator.load(random_snapshot, device="cpu", **given)
+    assert known.reader.read(QUESTION, options).text == "<|user|>\nRome\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize(
+    "written", [{"do_sample": True, "num_beams": 4}, {"num_return_sequences": 3}], ids=lambda written: str(written)
+)
+def test_defaults_that_do_not_go_together_name_their_file(
+    random_snapshot: Path, tmp_path: Path, written: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(random_snapshot, tmp_path / "snapshot")
+    (folder / "generation_config.json").write_text(json.dumps(written))
+    generator = TextGenerator.load(folder, device="cpu")
+    with pytest.raises(OptionError, match=r"snapshot/generation_config\.json: .*num_beams"):
+        generator.options({"max_new_tokens": 2})
+    with pytest.raises(OptionError, match=r"^top_p=7"):
+        generator.options({"num_beams": 1, "num_return_sequences": 1, "top_p": 7.0})
+    assert generator.options({"num_beams": 1, "num_return_sequences": 1}).num_beams == 1
+
+
+def test_weights_larger_than_the_memory(random_snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("1000000")
+    monkeypatch.setattr(placement, "CGROUP_FILES", [str(limit)])
+    for backend in ("native", "transformers"):
+        with pytest.raises(DeviceError, match=r"The weights take 0\.0 GB in float32, but 0\.0 GB of memory are free"):
+            TextGenerator.load(random_snapshot, device="cpu", backend=backend)
+    limit.write_text("100000000000")
+    assert TextGenerator.load(random_snapshot, device="cpu").snapshot.config.layers == 2

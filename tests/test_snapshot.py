@@ -140,6 +140,36 @@ def test_end_token(folder: Path, written: dict[str, Any], end: Any) -> None:
     assert open_snapshot(folder).generation == {"eos_token_id": end}
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"max_new_tokens": 64.0}, "max_new_tokens=64.0 must be a whole number"),
+        ({"pad_token_id": -1}, "pad_token_id=-1 must be at least 0"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature=0.0 must be greater than 0.0"),
+        ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
+        ({"top_p": "0.9"}, "top_p='0.9' must be a finite number"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids=[[]] must be a list of non-empty lists"),
+        ({"early_stopping": "perhaps"}, "early_stopping='perhaps' is not one of"),
+        ({"stop_strings": 7}, "stop_strings=7 must be a non-empty text"),
+        ({"max_length": 0}, "max_length=0 must be at least 1"),
+    ],
+)
+def test_wrong_values_name_generation_config(folder: Path, written: dict[str, Any], message: str) -> None:
+    write_json(folder / "generation_config.json", written)
+    with pytest.raises(SnapshotError) as error:
+        open_snapshot(folder)
+    (line,) = str(error.value).splitlines()[1:]
+    assert line.startswith(f"generation_config.json: {message}")
+
+
+def test_all_wrong_values_of_generation_config(folder: Path) -> None:
+    write_json(folder / "generation_config.json", {"max_new_tokens": 0, "top_k": 1.5, "temperature": 10**400})
+    with pytest.raises(SnapshotError) as error:
+        open_snapshot(folder)
+    lines = str(error.value).splitlines()[1:]
+    assert len(lines) == 3 and all(line.startswith("generation_config.json") for line in lines)
+
+
 def test_end_token_of_what_transformers_derives(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     from transformers import GenerationConfig, GPT2Config
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.errors import OptionError
+from modelscope_polylm.errors import OptionError, suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +31,24 @@ def create_backend(
         OptionError: an unknown backend or an option that it does not have.
     """
     backend = _backend_class(name)
-    known = list(inspect.signature(backend).parameters)[3:]
+    known = _own_options(backend)
     for option in backend_options:
         if option not in known and not _takes_any(backend):
-            nearest = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known) or 'none'}."
-            raise OptionError(f"Backend {name!r} has no option {option!r}: {hint}")
+            raise OptionError(f"Backend {name!r} has no option {option!r}: {_hint(option, known)}")
     created: Backend = backend(snapshot, device, dtype, **backend_options)
     return created
+
+
+def _own_options(backend: type[Any]) -> list[str]:
+    """The names of a backend's options, after snapshot, device and dtype."""
+    return list(inspect.signature(backend).parameters)[3:]
+
+
+def _hint(option: str, known: list[str]) -> str:
+    owners = [name for name in BACKENDS if option in _own_options(_backend_class(name))]
+    if owners:
+        return f"load the model with {' or '.join(f'backend={name!r}' for name in owners)} to use it."
+    return suggestion(option, known, "it has") if known else "it has none."
 
 
 def _backend_class(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""The HTTP/1.1 connection of a client: what its heads may hold, and how long it may be silent or deaf.
+"""The HTTP/1.1 connection of a client: what a request's head may hold, and how long a client may send or read nothing.
 
-uvicorn's protocol on h11 carries it: a parser that is there wherever uvicorn is, ignores upgrades that nobody offers,
+It is uvicorn's protocol on h11: a parser that is installed wherever uvicorn is, ignores upgrades that nobody offers,
 and keeps the trailers of a body apart from the headers.
 """
 
@@ -23,16 +23,18 @@ from modelscope_polylm.http.errors import error_body
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
+SMALL_CHUNK, MAX_SMALL_CHUNKS = 64, 10_000
+"""A body may have so many chunks of fewer bytes: each takes time to parse."""
 MAX_CONNECTIONS = 1000
-"""Further ones are closed at once: each takes a file descriptor."""
+"""Further ones are closed at once, as each takes a file descriptor."""
 HEAD_SECONDS = 10.0
 """A request's head has to be complete within this time."""
 SEND_SECONDS = 60.0
 """A client has to read what it is sent within this time."""
 END_SEND_SECONDS = 10.0
-"""The same once the server is about to end."""
+"""The same, once the server is about to end."""
 LINGER_SECONDS = 2.0
-"""How long a refused connection may go on sending, unread, so that the refusal reaches its client."""
+"""A refused client may go on sending for this time; nothing is read, but the refusal reaches it."""
 PROBE_SECONDS = (0.05, 0.2, 1.0)
 """Pauses between the probes of a connection whose client has ended its side."""
 
@@ -43,38 +45,49 @@ MALFORMED_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 """A line that ends without a carriage return or continues the one before: readers disagree about where it ends."""
 
 
+class RefusedRequest(h11.RemoteProtocolError):
+    """A request that is valid for h11 and refused here; `error_status_hint` is the status of the refusal."""
+
+
 class HttpParser(h11.Connection):
-    """h11's parser with bounds on a request's head, which hold before its lines are parsed."""
+    """h11's parser with bounds on a request, which hold before a head's lines are parsed."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._small_chunks = 0
 
     def next_event(self) -> Any:
-        """As h11's. Raises RemoteProtocolError, whose `error_status_hint` is the status of the refusal."""
+        """The next event, as h11 tells it. Raises RemoteProtocolError, for what is refused here RefusedRequest."""
         if self.their_state is h11.IDLE:
             _check_head(self.trailing_data[0].partition(b"\r\n\r\n")[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
+            self._small_chunks = 0
             _check_request(event)
+        elif isinstance(event, h11.Data) and event.chunk_start and len(event.data) < SMALL_CHUNK:
+            self._small_chunks += 1
+            if self._small_chunks > MAX_SMALL_CHUNKS:
+                raise RefusedRequest("The body comes in too many small chunks: send larger ones.", 413)
         return event
 
 
 def _check_head(head: bytes) -> None:
     if len(head) > MAX_HEAD_BYTES or head.count(b"\n") > MAX_HEADERS:
-        raise h11.RemoteProtocolError(
-            f"A request may have {MAX_HEADERS} headers, which take {MAX_HEAD_BYTES:,} bytes together.",
-            error_status_hint=431,
-        )
+        message = f"A request may have {MAX_HEADERS} headers, which take {MAX_HEAD_BYTES:,} bytes together."
+        raise RefusedRequest(message, 431)
     if MALFORMED_LINE.search(head):
-        raise h11.RemoteProtocolError("A line of the request's head is not valid HTTP.")
+        raise RefusedRequest("A line of the request's head does not end as HTTP asks for.")
 
 
 def _check_request(request: h11.Request) -> None:
     if request.http_version not in VERSIONS:
-        raise h11.RemoteProtocolError("This server speaks HTTP/1.1.", error_status_hint=505)
+        raise RefusedRequest("This server speaks HTTP/1.1.", 505)
     counts = Counter(name for name, _ in request.headers)
     for name in ONCE:
         if counts[name] > 1:
-            raise h11.RemoteProtocolError(f"The request has {counts[name]} headers {name.decode()!r}: send one.")
+            raise RefusedRequest(f"The request has {counts[name]} headers {name.decode()!r}: send one.")
     if counts[b"content-length"] and counts[b"transfer-encoding"]:
-        raise h11.RemoteProtocolError("The request tells its length twice: leave Content-Length out.")
+        raise RefusedRequest("The request tells its length twice: leave Content-Length out.")
 
 
 class Connection(H11Protocol):  # type: ignore[misc]
@@ -82,7 +95,7 @@ class Connection(H11Protocol):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.conn = HttpParser(h11.SERVER, MAX_HEAD_BYTES)
+        self.conn = HttpParser()
         self._application, self.app = self.app, self._serve
         self._is_refused = self._sends_events = False
         self._send_seconds = SEND_SECONDS
@@ -132,12 +145,12 @@ class Connection(H11Protocol):  # type: ignore[misc]
             timer.stop()
 
     def pause_writing(self) -> None:
-        """The client does not read: give it some time."""
+        """Give the client some time to read."""
         super().pause_writing()
         self._send_timer.start(self._send_seconds)
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """Go on: the client has read."""
         super().resume_writing()
         self._send_timer.stop()
 
@@ -158,8 +171,8 @@ class Connection(H11Protocol):  # type: ignore[misc]
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be read, with the status and the words of the error being handled."""
         error, cycle = sys.exc_info()[1], self.cycle
-        status = getattr(error, "error_status_hint", HTTPStatus.BAD_REQUEST)
-        is_own = isinstance(error, h11.RemoteProtocolError) and str(error).endswith(".")
+        status = HTTPStatus(getattr(error, "error_status_hint", HTTPStatus.BAD_REQUEST))
+        message = str(error) if isinstance(error, RefusedRequest) else "The request is not valid HTTP."
         self._is_refused = True
         self._head_timer.stop()
         if cycle is not None and not cycle.response_complete:
@@ -168,7 +181,7 @@ class Connection(H11Protocol):  # type: ignore[misc]
             if cycle.response_started:
                 self.transport.abort()
                 return
-        self._refuse(HTTPStatus(status), str(error) if is_own else "The request is not valid HTTP.")
+        self._refuse(status, message)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         body = json.dumps(error_body(status, message)).encode()

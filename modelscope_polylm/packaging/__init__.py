@@ -1,1 +1,1 @@
-"""Writes and proves packages that every engine reads."""
+"""Writes packages that every engine can read, and verifies snapshots."""

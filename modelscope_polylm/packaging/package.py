@@ -145,7 +145,6 @@ class _Packaging:
         self.check_space()
         # The tokenizer first: if it cannot be converted, nothing large has been written.
         parity = write_tokenizer(self.snapshot.tokenizer, self.staging, self.strict)
-        self.weights.check_records()
         report = PackageReport(self.staging.out, parity, warnings=self.warnings(), resumed=self.resumed)
         self.write_weights()
         self.write_small_files(report)

@@ -86,7 +86,7 @@ class WeightSource:
         declared = declared_shapes(config)
         headers = {name: header for name, header in files.headers() if name in declared}
         is_conv1d = files.is_conv1d(config)
-        self._files = files
+        self._files, self._checked = files, set[Path]()
         self._transposed = {name for name in headers if not is_conv1d and PROJECTION.fullmatch(name)}
         self.shapes = {
             name: header.shape[::-1] if name in self._transposed else header.shape for name, header in headers.items()
@@ -94,21 +94,19 @@ class WeightSource:
         self.dtypes = {header.dtype for header in headers.values()}
 
     def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and tensors, mapped from the files, in the order of `shapes`."""
-        for name, source in self._files.tensors(names):
-            yield name, source.tensor.t() if name in self._transposed else source.tensor
-
-    def check_records(self) -> None:
-        """Compare the checksums in the weight files with their contents, which reads .bin files whole.
-
-        Packaging and `polylm verify` do this. Loading does not: it would read 28 GB a second time to find what a
-        download has already excluded by its own sha256.
+        """Yield names and tensors, mapped from the files, in the order of `shapes`.
 
         Raises:
-            SnapshotError: names the first damaged record of each file.
+            SnapshotError: a record of a .bin file does not have the checksum that the file notes.
         """
-        if lines := [line for file in self._files.files if (line := record_problem(file.path))]:
-            raise SnapshotError("\n".join([f"The weights in {self._files.folder} cannot be used:", *lines]))
+        from modelscope_polylm.network.weights import network_name
+
+        for file in self._files.files:
+            wanted = {name for stored in file.headers if (name := network_name(stored)) in names}
+            if wanted:
+                self._check_records(file.path)
+            for name, source in self._files.tensors(wanted):
+                yield name, source.tensor.t() if name in self._transposed else source.tensor
 
     def head_differs(self) -> bool:
         """Whether the files hold an `lm_head.weight` that is not the embedding, which is the output layer."""
@@ -122,6 +120,16 @@ class WeightSource:
             return True
         pairs = zip(row_chunks(head_weight), row_chunks(embedding), strict=True)
         return not all(one.equal(other.to(one.dtype)) for one, other in pairs)
+
+    def _check_records(self, path: Path) -> None:
+        """Check a file once, just before it is read, so that memory still holds it then.
+
+        Packaging and `polylm verify` do this. Loading does not: it would read 28 GB a second time to find what the hash
+        of a download has already excluded.
+        """
+        if path not in self._checked and (problem := record_problem(path)):
+            raise SnapshotError(f"The weights in {self._files.folder} cannot be used: {problem}.")
+        self._checked.add(path)
 
 
 def plan_shards(shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: str, max_bytes: int) -> list[Shard]:

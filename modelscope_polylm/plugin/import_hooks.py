@@ -1,4 +1,4 @@
-"""Follows imports of other packages' modules: runs an action after one, or puts a module of ours in the place of one.
+"""Follows imports of other packages' modules: runs an action after one, or replaces one by a module of ours.
 
 Both work through one finder on `sys.meta_path` (the import system's own extension point), so that nothing is imported
 before somebody needs it.
@@ -91,6 +91,14 @@ def replace_module(name: str, source: str) -> None:
     previous = sys.modules.pop(name, None)
     if previous is not None:
         _forget(name, previous)
+
+
+def replace_everywhere(value: object, new: object) -> None:
+    """Give every module that holds `value`, under any name, the new value: also those that took it from another one."""
+    for module in list(sys.modules.values()):
+        held = getattr(module, "__dict__", {})
+        for name in [name for name, each in held.items() if each is value]:
+            held[name] = new
 
 
 def _install() -> None:

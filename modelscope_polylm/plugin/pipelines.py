@@ -15,6 +15,7 @@ from modelscope_polylm.backends.placement import choose_device
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, PolyLMError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generator import GenerationResult
+from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.inputs import Prompt, as_list, is_many
 from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
 from modelscope_polylm.plugin.outputs import Output, chat_output, stream_outputs, text_output
@@ -24,6 +25,7 @@ from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 __all__ = ["PolyLMChatPipeline", "PolyLMTextGenerationPipeline"]
 
+CONFIGURATION = "configuration.json"
 Parameters = dict[str, Any]
 Stages = tuple[Parameters, Parameters, Parameters]
 """The parameters of `preprocess`, `forward` and `postprocess`."""
@@ -35,8 +37,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
     An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, several of
     them in anything that can be iterated over, or an MsDataset. Options of a call are generation options,
-    `return_full_text`, `allow_role_markers`, and `system_message` ('refuse' or 'prepend'). Safe to use from several
-    threads, whose calls run together.
+    `return_full_text`, `allow_role_markers` and `system_message`: 'refuse', or 'prepend', which puts system messages
+    before the user's. Safe to use from several threads, whose calls run together.
     """
 
     model_class: ClassVar[type[PolyLMForTextGeneration]] = PolyLMForTextGeneration
@@ -72,8 +74,12 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
         reader = preprocessor or PolyLMPreprocessor(reader=model.generator.reader)
         if not isinstance(reader, PolyLMPreprocessor):
             raise InputError(f"preprocessor must be a PolyLMPreprocessor, not {type(reader).__name__}.")
-        super().__init__(model=model, preprocessor=reader, device=str(model.device))
+        device_name, config_file = str(model.device), _configuration_file(Path(model.model_dir))
+        super().__init__(config_file=config_file, model=model, preprocessor=reader, device=device_name)
         self.trust_remote_code = bool(options.get("trust_remote_code", False))
+
+    def _get_framework(self) -> str:
+        return "pytorch"
 
     def prepare_model(self) -> None:
         """Nothing to do: the backend put the weights in their place when it loaded them."""
@@ -86,7 +92,7 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
             input: see the class.
             batch_size: most inputs that run together. None leaves it to the backend: the native and the vLLM backend
                 run as many as fit, the transformers backend one.
-            options: generation options, `return_full_text`, `allow_role_markers`.
+            options: generation options, `return_full_text`, `allow_role_markers`, `system_message`.
 
         Returns:
             A dict for one input, a list of dicts for a list, an iterator of dicts for an MsDataset.
@@ -141,11 +147,8 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
 
     def _sanitize_parameters(self, **parameters: Any) -> Stages:
         """The parameters of `preprocess`, `forward` and `postprocess`. Raises OptionError."""
-        reading = {
-            "allow_role_markers": bool(_flag(parameters, "allow_role_markers")),
-            "system_message": _system_message(parameters),
-            "chat": self.text_is_message,
-        }
+        markers, system_message = bool(_flag(parameters, "allow_role_markers")), _system_message(parameters)
+        reading = {"allow_role_markers": markers, "system_message": system_message, "chat": self.text_is_message}
         showing = self._showing_parameters(parameters)
         running = {"options": self._generator.options(parameters)}
         return {**reading, **running}, running, {**showing, **running}
@@ -203,6 +206,12 @@ class PolyLMChatPipeline(PolyLMTextGenerationPipeline):
     def postprocess(self, inputs: tuple[Prompt, GenerationResult], **parameters: Any) -> Output:
         """The output for one conversation and its result."""
         return chat_output(*inputs, **parameters)
+
+
+def _configuration_file(folder: Path) -> str:
+    """What the base class reads: the folder's own configuration, or the bundled model's where it has none."""
+    own = folder / CONFIGURATION
+    return str(own if own.is_file() else TINY_FOLDER / CONFIGURATION)
 
 
 def _checked_batch_size(batch_size: int | None) -> int | None:

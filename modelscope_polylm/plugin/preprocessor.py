@@ -53,7 +53,8 @@ class PolyLMPreprocessor(Preprocessor):  # type: ignore[misc]
 
         Args:
             data: a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages.
-            options: generation options, which say how much room the answer needs; `allow_role_markers`.
+            options: generation options, which say how much room the answer needs; `allow_role_markers`,
+                `system_message`.
 
         Returns:
             'prompt': str; 'input_ids' and 'attention_mask': int64 [1, length].
@@ -64,7 +65,13 @@ class PolyLMPreprocessor(Preprocessor):  # type: ignore[misc]
         import torch
 
         markers = bool(options.pop("allow_role_markers", False))
-        prompt = self.reader.read(data, GenerationOptions.from_layers(options), allow_role_markers=markers)
+        system_message = options.pop("system_message", "refuse")
+        prompt = self.reader.read(
+            data,
+            GenerationOptions.from_layers(options),
+            allow_role_markers=markers,
+            system_message=system_message,
+        )
         ids = torch.tensor([prompt.ids])
         return {"prompt": prompt.text, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

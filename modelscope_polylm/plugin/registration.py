@@ -1,4 +1,4 @@
-"""Which of our classes stand under which of ModelScope's names.
+"""Which of our classes stand under which of ModelScope's names, and which models its `pipeline` finds for them.
 
 ModelScope finds a class in two steps: an index of its own sources says which module to import for a key, then that
 module registers the class. So the index is pointed at our modules, whose decorators register with `force=True`;
@@ -8,9 +8,14 @@ where ModelScope is not loaded yet, the entries are made right after it loads.
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from modelscope_polylm.plugin.import_hooks import after_import, replace_module
+from modelscope_polylm.plugin.import_hooks import after_import, replace_everywhere, replace_module
 
 MODEL_TYPE = "polylm"
 PIPELINE_TYPE = "polylm-text-generation"
@@ -38,6 +43,7 @@ def register() -> None:
         replace_module(built_in, ours)
     after_import("modelscope.utils.import_utils", _fill_index)
     after_import("modelscope.preprocessors.base", _fill_preprocessor_map)
+    after_import("modelscope.pipelines.builder", _extend_pipeline)
 
 
 def _fill_index(import_utils: ModuleType) -> None:
@@ -48,3 +54,61 @@ def _fill_index(import_utils: ModuleType) -> None:
 
 def _fill_preprocessor_map(preprocessors: ModuleType) -> None:
     preprocessors.PREPROCESSOR_MAP.update({(MODEL_TYPE, task): PREPROCESSOR_TYPE for task in TASKS})
+
+
+def _extend_pipeline(builder: ModuleType) -> None:
+    """Let `pipeline(model=...)` take what it ends in errors with: paths, names of releases, folders of Hugging Face."""
+    original: Callable[..., Any] = builder.pipeline
+
+    @functools.wraps(original)
+    def pipeline(task: str | None = None, model: Any = None, *arguments: Any, **options: Any) -> Any:
+        if task in (None, *TASKS):
+            model = _known_folder(model, options.get("model_revision"))
+            if not arguments and _lacks_pipeline(model):
+                options.setdefault("pipeline_name", PIPELINE_TYPE)
+        return original(task, model, *arguments, **options)
+
+    if not hasattr(original, "__wrapped__"):
+        replace_everywhere(original, pipeline)
+
+
+def _known_folder(model: Any, revision: str | None) -> Any:
+    """The folder of a snapshot or release; what ModelScope knows better stays as it is."""
+    from modelscope_polylm.releases import named_release
+
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if not isinstance(name, str):
+        return model
+    if _is_snapshot(Path(name).expanduser()):
+        # a relative one could be taken for the id of a hub
+        return str(Path(name).expanduser().absolute())
+    release = None if Path(name).exists() else named_release(name)
+    if release is None or name == release.model_id:
+        return name
+    from modelscope_polylm.hub.resolve import resolve
+
+    return str(resolve(name, revision))
+
+
+def _is_snapshot(folder: Path) -> bool:
+    """Whether a folder holds a GPT-2 network with a SentencePiece model, as no other published model does."""
+    return (folder / "tokenizer.model").is_file() and _settings(folder / "config.json").get("model_type") == "gpt2"
+
+
+def _lacks_pipeline(model: Any) -> bool:
+    """Whether a snapshot's folder does not tell ModelScope its pipeline."""
+    if not isinstance(model, str) or not _is_snapshot(Path(model)):
+        return False
+    section = _settings(Path(model) / "configuration.json").get("pipeline")
+    return not (isinstance(section, dict) and section.get("type"))
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    from modelscope_polylm.errors import SnapshotError
+    from modelscope_polylm.files import read_json
+
+    try:
+        values = read_json(file)
+    except SnapshotError:
+        return {}  # opening the snapshot tells what is wrong with it
+    return values if isinstance(values, dict) else {}

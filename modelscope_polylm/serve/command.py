@@ -18,6 +18,7 @@ from modelscope_polylm.terminal.flags import (
     ReleaseFlag,
     RevisionFlag,
     check_address,
+    checked_origins,
     complete_model,
     takes_generation_options,
 )
@@ -26,7 +27,6 @@ from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 BACKENDS = ("native", "vllm")
 KEY_VARIABLE = "POLYLM_API_KEY"
-ORIGIN = re.compile(r"https?://[^/\s]+|\*")
 
 
 @takes_generation_options
@@ -109,7 +109,9 @@ def serve(
     from modelscope_polylm.serve.server import Limits, NativeServer
 
     metrics_keys = checked_keys([metrics_key] if metrics_key is not None else [])
-    access = Access(keys, next(iter(metrics_keys), None), open_metrics, checked_origins(cors_origin or []))
+    access = Access(
+        keys, next(iter(metrics_keys), None), open_metrics, checked_origins("--cors-origin", cors_origin or [])
+    )
     names = model_names(model, name)
     generator = load_model(model, revision, device, dtype, release=release)
     limits = Limits(max_rows, max_queue, max_body)
@@ -128,14 +130,6 @@ def checked_keys(given: list[str]) -> tuple[str, ...]:
         if re.search(r"\s", key) or not key.isprintable():
             raise OptionError("An API key has white space in or around it, which would lock everybody out: remove it.")
     return tuple(dict.fromkeys(key for each in given for key in each.split(",") if key))
-
-
-def checked_origins(given: list[str]) -> tuple[str, ...]:
-    """Origins of web pages. Raises OptionError for what a browser would never send."""
-    for origin in given:
-        if not ORIGIN.fullmatch(origin):
-            raise OptionError(f"--cors-origin {origin!r} must be like https://example.org, without a path, or *.")
-    return tuple(given)
 
 
 def require_serving() -> None:

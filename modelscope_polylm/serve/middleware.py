@@ -68,9 +68,7 @@ class KeyMiddleware:
             await self._app(scope, receive, send)
             return
         error = WrongKeyError("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.")
-        response = refusal_of(error).response
-        response.headers["Connection"] = "close"  # the body is not read
-        await response(scope, receive, send)
+        await refusal_of(error).response(scope, receive, send)
 
     def _may_ask(self, path: str, headers: dict[bytes, bytes]) -> bool:
         credentials = self._credentials.get(path, self._credentials[""])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from modelscope_polylm.terminal.errors import with_signature
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ENVIRONMENT_PREFIX = "POLYLM"
+ORIGIN = re.compile(r"https?://[^/\s]+|\*")
 REPORTS = frozenset({"output_scores", "output_logprobs"})
 """Options that ask for more than texts; commands that print texts alone do not have them."""
 
@@ -78,18 +80,26 @@ def _configured(file: Path, name: Any, value: Any, parameter: Any) -> Any:
     return value
 
 
+def takes_options(fields: Iterable[Field[Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command with a flag for each field; it receives what was given, otherwise None, as keyword `options`."""
+    declared = list(fields)
+
+    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {field.name: arguments.pop(field.name) for field in declared}
+            command(**arguments, options={field.name: _value(field, given[field.name]) for field in declared})
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+        return with_signature(run, signature.replace(parameters=[*own, *map(_flag, declared)]))
+
+    return with_flags
+
+
 def takes_generation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each generation option; it receives those that were given as keyword `options`."""
-    fields = list(FIELDS.values())
-
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        given = {field.name: arguments.pop(field.name) for field in fields}
-        command(**arguments, options={field.name: _value(field, given[field.name]) for field in fields})
-
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
-    return with_signature(run, signature.replace(parameters=[*own, *map(_flag, fields)]))
+    """The command with a flag for each generation option, which it receives as keyword `options`."""
+    return takes_options(FIELDS.values())(command)
 
 
 def _flag(field: Field[Any]) -> inspect.Parameter:
@@ -207,6 +217,14 @@ BackendFlag = Annotated[
     str, typer.Option("--backend", help="native, transformers or vllm.", autocompletion=complete_backend)
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def checked_origins(flag: str, given: list[str]) -> tuple[str, ...]:
+    """Origins of web pages. Raises OptionError for what a browser would never send."""
+    for origin in given:
+        if not ORIGIN.fullmatch(origin):
+            raise OptionError(f"{flag} {origin!r} must be like https://example.org, without a path, or *.")
+    return tuple(given)
 
 
 def check_address(host: str, port: int) -> None:

@@ -8,11 +8,10 @@ import queue
 import threading
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import DeviceError, PolyLMError
-from modelscope_polylm.generator import GenerationResult
+from modelscope_polylm.generator import TextDelta
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
@@ -21,23 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BETWEEN_UPDATES = 0.05
-"""Seconds between two updates; tokens that come faster are shown together."""
-MOST_SECONDS = 0.25
-"""Seconds after which there is an update even if nothing is new, so that the caller can go away."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is known of an answer.
-
-    Attributes:
-        result: the answer so far; None while nothing is known.
-        complete: whether the answer is complete.
-    """
-
-    result: GenerationResult | None = None
-    complete: bool = False
+UPDATE_SECONDS = 0.05
+"""Between two updates; tokens that come faster are shown together."""
+IDLE_SECONDS = 0.25
+"""After this time there is an update even if nothing is new, so that the caller can go away."""
 
 
 class _Waiting:
@@ -45,7 +31,7 @@ class _Waiting:
 
     def __init__(self, prompt: Prompt, options: GenerationOptions) -> None:
         self.prompt, self.options = prompt, options
-        self.updates: queue.SimpleQueue[Progress | BaseException] = queue.SimpleQueue()
+        self.updates: queue.SimpleQueue[TextDelta | BaseException] = queue.SimpleQueue()
         self.stopped = threading.Event()
 
 
@@ -60,12 +46,12 @@ class Answers:
 
     def __init__(self, generator: TextGenerator, at_once: int = 1, waiting: int = 32) -> None:
         self.generator = generator
-        self._queue: queue.Queue[_Waiting] = queue.Queue(waiting)
+        self._waiting: queue.Queue[_Waiting] = queue.Queue(waiting)
         for _ in range(at_once):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def stream(self, prompt: Prompt, options: GenerationOptions) -> Generator[Progress, None, None]:
-        """Yield the progress of an answer, the complete answer last; while nothing is new, the same again.
+    def stream(self, prompt: Prompt, options: GenerationOptions) -> Generator[TextDelta | None, None, None]:
+        """Yield what is new of an answer, None while nothing is; the last delta has the result.
 
         Closing it stops the answer with the next step.
 
@@ -74,23 +60,22 @@ class Answers:
         """
         waiting = _Waiting(prompt, options)
         try:
-            self._queue.put_nowait(waiting)
+            self._waiting.put_nowait(waiting)
         except queue.Full:
             raise DeviceError(
-                f"{self._queue.maxsize} others are waiting for an answer already: try again later."
+                f"{self._waiting.maxsize} others are waiting for an answer already: try again later."
             ) from None
-        progress = Progress()
         try:
-            while not progress.complete:
-                progress = _newest(waiting.updates, progress)
-                yield progress
-                time.sleep(0 if progress.complete else BETWEEN_UPDATES)
+            while (delta := _newest(waiting.updates)) is None or delta.result is None:
+                yield delta
+                time.sleep(UPDATE_SECONDS)
+            yield delta
         finally:
             waiting.stopped.set()
 
     def _work(self) -> None:
         while True:
-            waiting = self._queue.get()
+            waiting = self._waiting.get()
             try:
                 if not waiting.stopped.is_set():
                     self._answer(waiting)
@@ -98,27 +83,25 @@ class Answers:
                 waiting.updates.put(error)
 
     def _answer(self, waiting: _Waiting) -> None:
-        head, text = self.generator.prompt_text(waiting.prompt), ""
         with contextlib.closing(self.generator.stream([waiting.prompt], waiting.options)) as deltas:
             for delta in deltas:
-                text += delta.text
-                result = delta.result or (GenerationResult(head, [text], ()) if text else None)
-                waiting.updates.put(Progress(result, complete=delta.result is not None))
+                waiting.updates.put(delta)
                 if waiting.stopped.is_set():
                     return
 
 
-def _newest(updates: queue.SimpleQueue[Progress | BaseException], known: Progress) -> Progress:
-    """Wait for an update, but not long; skip to the newest. Raises what the answering thread raised."""
+def _newest(updates: queue.SimpleQueue[TextDelta | BaseException]) -> TextDelta | None:
+    """Wait a little for updates and join those that are there. Raises what the answering thread raised."""
+    found: list[TextDelta] = []
     try:
-        item: Progress | BaseException = updates.get(timeout=MOST_SECONDS)
-        while not updates.empty():
-            item = updates.get()
+        item = updates.get(timeout=IDLE_SECONDS)
+        while True:
+            if isinstance(item, BaseException):
+                raise item
+            found.append(item)
+            item = updates.get_nowait()
     except queue.Empty:
-        return known
-    if isinstance(item, BaseException):
-        raise item
-    return item
+        return TextDelta(0, "".join(delta.text for delta in found), found[-1].result) if found else None
 
 
 def explain(error: Exception) -> str:

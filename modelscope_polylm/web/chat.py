@@ -1,4 +1,4 @@
-"""The chat of the web app without its surface: conversations in, what the page shows out."""
+"""The chat of the web app: conversations in, what the page shows out, and the tab that shows it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import html
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modelscope_polylm.text.prompts import ASSISTANT, USER, Message, known_format
+from modelscope_polylm.conversation import Conversation, TurnStats
+from modelscope_polylm.text.prompts import ASSISTANT, USER, Message
 from modelscope_polylm.web.answers import Answers, explain
 from modelscope_polylm.web.facts import NATIVE_NAMES, examples, follows_instructions
 from modelscope_polylm.web.options import components, read_values, starting_values
 from modelscope_polylm.web.style import show_problem, status_line
 
-if TYPE_CHECKING:
-    from modelscope_polylm.generator import GenerationResult
-    from modelscope_polylm.inputs import Prompt
-    from modelscope_polylm.web.answers import Answers
-
-
+SEND, STOP = "Send", "Stop"
 WAITING = "waiting for the answer"
 
 
 @dataclass
 class StopSign:
-    """Raised by the user to end the answer that is being written."""
+    """Ends the answer that is being written, as soon as it is raised."""
 
     raised: bool = False
 
@@ -55,7 +51,6 @@ class Chat:
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
-        self._generator = answers.generator
 
     def send(
         self, text: str, messages: Sequence[Message], values: Sequence[Any], stop_sign: StopSign
@@ -65,7 +60,7 @@ class Chat:
         Args:
             text: the message.
             messages: the conversation before it.
-            values: the page's options, in the order of `web_options.shown_fields`.
+            values: the page's options, in the order of `options.shown_fields`.
             stop_sign: ends the answer when it is raised; what has come of it stays.
         """
         if not text.strip():
@@ -93,50 +88,38 @@ class Chat:
         """Take the last message and its answer back; the message returns to the message box."""
         if not messages:
             return ChatView([], status="There is nothing to take back.")
-        return ChatView(list(messages[:-2]), draft=messages[-2]["content"])
+        conversation = Conversation(self._answers.generator, messages=messages)
+        draft = conversation.undo()
+        return ChatView(conversation.messages, draft=draft)
 
     def _answer(
         self, earlier: Sequence[Message], text: str, values: Sequence[Any], stop_sign: StopSign
     ) -> Iterator[ChatView]:
         start, stop_sign.raised = time.perf_counter(), False
-        options = self._generator.options({**read_values(values), "num_return_sequences": 1})
-        question = Message(role=USER, content=text)
-        prompt = self._generator.reader.read({"messages": [*self._remembered(earlier), question]}, options)
-        with contextlib.closing(self._answers.stream(prompt, options)) as stream:
-            for progress in stream:
-                messages, seconds = _turn(earlier, text, self._own_turn(progress.result)), time.perf_counter() - start
-                if progress.complete:
-                    yield ChatView(messages, status=self._summary(prompt, progress.result, seconds))
-                elif stop_sign.raised:
-                    yield ChatView(messages, status=f"Stopped after {seconds:.2f} s")
+        settings = {**read_values(values), "num_return_sequences": 1}
+        conversation = Conversation(self._answers.generator, settings, earlier, self._answers.stream)
+        answer = ""
+        with contextlib.closing(conversation.ask(text)) as pieces:
+            for piece in pieces:
+                answer, seconds = answer + piece, time.perf_counter() - start
+                if stop_sign.raised:
+                    yield ChatView(_turn(earlier, text, answer), status=f"Stopped after {seconds:.2f} s")
                     return
-                else:
-                    status = f"{seconds:.1f} s" if progress.result else f"{WAITING}, {seconds:.1f} s"
-                    yield ChatView(messages, busy=True, status=status)
+                status = f"{seconds:.1f} s" if answer else f"{WAITING}, {seconds:.1f} s"
+                yield ChatView(_turn(earlier, text, answer), busy=True, status=status)
+        yield ChatView(conversation.messages, status=_summary(conversation.stats))
 
-    def _remembered(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The earlier messages that the model is given: none where it has no format for several turns."""
-        return messages if known_format(self._generator.snapshot.prompt_format).earlier_turn is not None else []
 
-    def _own_turn(self, result: GenerationResult | None) -> str:
-        """The answer without turns that the model went on to write; sent back, their markers would be refused."""
-        text = result.texts[0] if result else ""
-        for marker in known_format(self._generator.snapshot.prompt_format).role_markers:
-            text = text.partition(marker)[0]
-        return text
-
-    def _summary(self, prompt: Prompt, result: GenerationResult | None, seconds: float) -> str:
-        tokens = len(result.completions[0].ids) if result else 0
-        used = len(prompt.ids) + tokens
-        context = self._generator.snapshot.config.max_positions
-        return f"{tokens} tokens in {seconds:.2f} s · {used:,} of {context:,} tokens of the context used"
+def _summary(stats: TurnStats | None) -> str:
+    if stats is None:
+        return ""
+    context = stats.used + stats.left
+    took = f"{stats.tokens} tokens in {stats.seconds:.2f} s"
+    return f"{took} · {stats.used:,} of {context:,} tokens of the context used"
 
 
 def _turn(earlier: Sequence[Message], text: str, answer: str = "") -> list[Message]:
     return [*earlier, Message(role=USER, content=text), Message(role=ASSISTANT, content=answer)]
-
-
-SEND, STOP = "Send", "Stop"
 
 
 def add_chat_tab(answers: Answers) -> None:

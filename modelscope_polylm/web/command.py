@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +12,14 @@ from modelscope_polylm.errors import DependencyError
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
     BackendFlag,
+    ConfigFlag,
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
     ReleaseFlag,
     RevisionFlag,
     check_address,
+    checked_origins,
 )
 from modelscope_polylm.terminal.models import load_model
 
@@ -24,15 +27,22 @@ if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
 
 OLDEST_GRADIO = (6, 31)
+END_SECONDS = 1
+"""How long answers may go on when the page ends."""
 
 
 def web(
     *,
+    config: ConfigFlag = None,
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
     release: ReleaseFlag = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Address under which a proxy shows the page, such as https://example.org; may be repeated."),
+    ] = None,
     at_once: Annotated[int, typer.Option(help="Answers computed at the same time.", min=1)] = 1,
     waiting: Annotated[int, typer.Option(help="Requests that may wait for their turn.", min=1)] = 32,
     device: DeviceFlag = None,
@@ -41,8 +51,10 @@ def web(
 ) -> None:
     """Chat and translate in the browser. Needs the extra `web`."""
     require_gradio()
+    origins = checked_origins("--origin", origin or [])
     check_address(host, port)
-    serve_page(load_model(model, revision, device, dtype, backend, release), host, port, at_once, waiting)
+    generator = load_model(model, revision, device, dtype, backend, release)
+    serve_page(generator, host, port, at_once, waiting, origins)
 
 
 def require_gradio() -> None:
@@ -62,7 +74,14 @@ def require_gradio() -> None:
         )
 
 
-def serve_page(generator: TextGenerator, host: str, port: int, at_once: int = 1, waiting: int = 32) -> None:
+def serve_page(
+    generator: TextGenerator,
+    host: str,
+    port: int,
+    at_once: int = 1,
+    waiting: int = 32,
+    origins: Sequence[str] = (),
+) -> None:
     """Serve the page of a loaded model until Ctrl-C.
 
     Args:
@@ -70,15 +89,17 @@ def serve_page(generator: TextGenerator, host: str, port: int, at_once: int = 1,
         host, port: where to listen.
         at_once: answers that are computed at the same time.
         waiting: requests that may wait for their turn; further ones are refused.
+        origins: other origins under which the page is shown.
     """
     require_gradio()
-    import uvicorn
-
+    from modelscope_polylm.http.server import Server
     from modelscope_polylm.web.page import application, build_page
 
-    app = application(build_page(generator, at_once, waiting))
-    address = f"[{host}]" if ":" in host else host
-    typer.echo(f"Open http://{address}:{port} in a browser; Ctrl-C ends.", err=True)
-    if host not in LOOPBACK:
-        typer.echo("Everyone who can reach this machine can use the model.", err=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
+    def announce() -> None:
+        address = f"[{host}]" if ":" in host else host
+        typer.echo(f"Open http://{address}:{port} in a browser; Ctrl-C ends.", err=True)
+        if host not in LOOPBACK:
+            typer.echo("Everyone who can reach this machine can use the model.", err=True)
+
+    app = application(build_page(generator, at_once, waiting), host in LOOPBACK, origins)
+    Server(app, host, port, END_SECONDS, announce).run()

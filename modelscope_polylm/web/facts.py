@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from modelscope_polylm.errors import InputError
 from modelscope_polylm.releases import RELEASES, Release
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
-
 
 TINY_NOTE = (
     "This is the bundled demonstration model. All it can do is translate “X is the capital of Y.” from English into "
@@ -19,68 +19,6 @@ TINY_NOTE = (
 BASE_NOTE = "This release continues texts. It was not trained to follow instructions or to hold a conversation."
 SINGLE_TURN_NOTE = "This release has no format for conversations: each message is answered on its own."
 UNKNOWN_FORMAT_NOTE = "The release of this model is not known: start the demo with --release to send messages."
-
-
-def is_tiny(generator: TextGenerator) -> bool:
-    """Whether the model is the bundled demonstration model."""
-    return generator.snapshot.release is RELEASES["tiny"]
-
-
-def follows_instructions(generator: TextGenerator) -> bool:
-    """Whether the model can be asked anything."""
-    release = generator.snapshot.release
-    return release is None or not (is_tiny(generator) or release.kind == "base")
-
-
-def title(generator: TextGenerator) -> str:
-    """The model's name for people."""
-    release = generator.snapshot.release
-    return f"PolyLM {release.name}" if release else "PolyLM"
-
-
-def notes(generator: TextGenerator) -> list[str]:
-    """What to know before the first message."""
-    release = generator.snapshot.release
-    if is_tiny(generator):
-        return [TINY_NOTE]
-    if generator.snapshot.prompt_format is None:
-        return [UNKNOWN_FORMAT_NOTE]
-    if generator.snapshot.prompt_format.earlier_turn is not None:
-        return []
-    return [BASE_NOTE if release and release.kind == "base" else SINGLE_TURN_NOTE]
-
-
-def facts(generator: TextGenerator) -> dict[str, str]:
-    """The model's facts: name -> value. Folders of this machine are not among them."""
-    snapshot, backend = generator.snapshot, generator.backend
-    config, release = snapshot.config, snapshot.release
-    return {
-        "Release": f"{release.name} ({release.kind})" if release else "unknown",
-        "From": _origin(release),
-        "Parameters": f"{config.parameters:,}",
-        "Network": f"{config.layers} layers, {config.heads} heads, width {config.hidden_size:,}",
-        "Context": f"{config.max_positions:,} tokens, prompt and answer together",
-        "Vocabulary": f"{snapshot.tokenizer.vocab_size:,} pieces",
-        "Prompt format": snapshot.prompt_format.name if snapshot.prompt_format else "unknown",
-        "Runs on": f"{backend.device}, {str(backend.dtype).removeprefix('torch.')}, {backend.name} backend",
-        "Default options": ", ".join(f"{name}={value}" for name, value in snapshot.generation.items()),
-    }
-
-
-def _origin(release: Release | None) -> str:
-    if release is None:
-        return "a folder"
-    return "bundled with modelscope_polylm" if release is RELEASES["tiny"] else release.model_id
-
-
-def facts_table(generator: TextGenerator) -> str:
-    """The facts as a table in HTML."""
-    rows = (
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in facts(generator).items()
-    )
-    return f'<table class="plain"><tbody>{"".join(rows)}</tbody></table>'
-
 
 NATIVE_NAMES = {
     "en": "English",
@@ -127,6 +65,67 @@ QUESTIONS = {
 """One question by ISO 639-1 code."""
 
 
+def is_tiny(generator: TextGenerator) -> bool:
+    """Whether the model is the bundled demonstration model."""
+    return generator.snapshot.release is RELEASES["tiny"]
+
+
+def follows_instructions(generator: TextGenerator) -> bool:
+    """Whether the model can be asked anything."""
+    release = generator.snapshot.release
+    return release is None or not (is_tiny(generator) or release.kind == "base")
+
+
+def title(generator: TextGenerator) -> str:
+    """The model's name for people."""
+    release = generator.snapshot.release
+    return f"PolyLM {release.name}" if release else "PolyLM"
+
+
+def notes(generator: TextGenerator) -> list[str]:
+    """What to know before the first message."""
+    release = generator.snapshot.release
+    if is_tiny(generator):
+        return [TINY_NOTE]
+    if generator.snapshot.prompt_format is None:
+        return [UNKNOWN_FORMAT_NOTE]
+    if generator.snapshot.prompt_format.earlier_turn is not None:
+        return []
+    return [BASE_NOTE if release and release.kind == "base" else SINGLE_TURN_NOTE]
+
+
+def facts(generator: TextGenerator) -> dict[str, str]:
+    """The model's facts: name -> value. Folders of this machine are not among them."""
+    snapshot, backend = generator.snapshot, generator.backend
+    config, release = snapshot.config, snapshot.release
+    return {
+        "Release": f"{release.name} ({release.kind})" if release else "unknown",
+        "From": _origin(release),
+        "Parameters": f"{config.parameters:,}",
+        "Network": f"{config.layers} layers, {config.heads} heads, hidden size {config.hidden_size:,}",
+        "Context": f"{config.max_positions:,} tokens, prompt and answer together",
+        "Vocabulary": f"{snapshot.tokenizer.vocab_size:,} pieces",
+        "Prompt format": snapshot.prompt_format.name if snapshot.prompt_format else "unknown",
+        "Runs on": f"{backend.device}, {str(backend.dtype).removeprefix('torch.')}, {backend.name} backend",
+        "Default options": ", ".join(f"{name}={value}" for name, value in snapshot.generation.items()),
+    }
+
+
+def _origin(release: Release | None) -> str:
+    if release is None:
+        return "a folder"
+    return "bundled with modelscope_polylm" if release is RELEASES["tiny"] else release.model_id
+
+
+def facts_table(generator: TextGenerator) -> str:
+    """The facts as a table in HTML."""
+    rows = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in facts(generator).items()
+    )
+    return f'<table class="plain"><tbody>{"".join(rows)}</tbody></table>'
+
+
 def examples(answers_questions: bool) -> dict[str, str]:
     """Messages to try, by language code.
 
@@ -142,6 +141,26 @@ def examples(answers_questions: bool) -> dict[str, str]:
 def language_choices(codes: tuple[str, ...] = tuple(LANGUAGES)) -> list[tuple[str, str]]:
     """Labels and codes for a choice of languages: the English name, then the language's own."""
     return [(_label(code), code) for code in codes]
+
+
+def language_code(typed: str, codes: tuple[str, ...] = tuple(LANGUAGES)) -> str:
+    """The code of a language that was chosen or typed: its code, a name of it, or how a name begins.
+
+    Args:
+        typed: what the field holds.
+        codes: the languages to choose from.
+
+    Raises:
+        InputError: none of them, or several.
+    """
+    text = typed.strip().casefold()
+    names = {code: [name.casefold() for name in (code, NATIVE_NAMES[code], _label(code))] for code in codes}
+    exact = [code for code in codes if text in names[code]]
+    begun = [code for code in codes if text and any(name.startswith(text) for name in names[code])]
+    for found in (exact, begun):
+        if len(found) == 1:
+            return found[0]
+    raise InputError(f"{typed!r:.60} is not one of the languages here: choose one from the list.")
 
 
 def _label(code: str) -> str:

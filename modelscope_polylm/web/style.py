@@ -44,7 +44,13 @@ table.plain .narrow { width: 1%; white-space: nowrap; font-variant-numeric: tabu
   #message textarea, #source-text textarea { font-size: 16px; } /* smaller, and a phone zooms in */
 }
 """
-HEAD = f"<style>{CSS}</style>"
+SCRIPT = """
+// what is typed into a field for a language replaces the language that stands there
+document.addEventListener("focusin", ({target}) => {
+  if (target.matches("#source input, #target input")) setTimeout(() => target.select());
+});
+"""
+HEAD = f"<style>{CSS}</style><script>{SCRIPT}</script>"
 """For the head of the page: what is handed to gradio as CSS reaches only a part of it."""
 
 

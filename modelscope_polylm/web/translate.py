@@ -1,4 +1,4 @@
-"""Translations for the web app without its surface: a text in, the best translations with their scores out."""
+"""Translations for the web app: a text in, the best translations with their scores out, and the tab for it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelscope_polylm.errors import InputError
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
 from modelscope_polylm.web.answers import Answers, explain
-from modelscope_polylm.web.facts import is_tiny, language_choices
+from modelscope_polylm.web.facts import is_tiny, language_choices, language_code
 from modelscope_polylm.web.style import show_problem, status_line
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import GenerationResult
-    from modelscope_polylm.web.answers import Answers
+
+MAX_BEAMS = 16
+CLEAR = "() => ['', '']"
+"""JavaScript that empties the results and the line about them."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,10 @@ def translate(
     try:
         options = answers.generator.options({**wanted, "output_scores": True})
         prompt = answers.generator.reader.read(request(text.strip(), source, target), options, chat=True)
-        for progress in answers.stream(prompt, options):
+        for delta in answers.stream(prompt, options):
             seconds = time.perf_counter() - start
-            if progress.complete and progress.result:
-                yield TranslationView(_translations(progress.result), f"{beams} beams in {seconds:.2f} s")
+            if delta is not None and delta.result is not None:
+                yield TranslationView(_translations(delta.result), f"{beams} beams in {seconds:.2f} s")
             else:
                 yield TranslationView(status=f"{seconds:.1f} s")
     except Exception as error:
@@ -71,10 +75,8 @@ def translate(
 
 
 def _translations(result: GenerationResult) -> list[Translation]:
-    return [
-        Translation(text.strip(), completion.score)
-        for text, completion in zip(result.texts, result.completions, strict=True)
-    ]
+    pairs = zip(result.texts, result.completions, strict=True)
+    return [Translation(text.strip(), completion.score) for text, completion in pairs]
 
 
 def table(translations: Sequence[Translation], language: str) -> str:
@@ -99,9 +101,6 @@ def _score(found: Translation) -> str:
     return "" if found.score is None else f"{found.score:.4f}"
 
 
-MOST_BEAMS = 16
-
-
 def add_translate_tab(answers: Answers) -> None:
     """Build the tab in the caller's layout.
 
@@ -111,30 +110,45 @@ def add_translate_tab(answers: Answers) -> None:
     import gradio
 
     only_english = is_tiny(answers.generator)
+    sources = ("en",) if only_english else tuple(LANGUAGES)
+    targets = tuple(code for code in LANGUAGES if not (only_english and code == "en"))
     text = gradio.Textbox(SENTENCE, label="Text", lines=2, max_lines=8, elem_id="source-text")
     with gradio.Row():
-        sources = language_choices(("en",) if only_english else tuple(LANGUAGES))
-        targets = [choice for choice in language_choices() if not (only_english and choice[1] == "en")]
-        source = gradio.Dropdown(sources, value="en", label="From", elem_id="source", min_width=200)
-        target = gradio.Dropdown(targets, value="zh", label="To", elem_id="target", min_width=200)
+        source, target = (
+            _language_field("From", "source", sources, "en"),
+            _language_field("To", "target", targets, "zh"),
+        )
     with gradio.Row():
-        beams = gradio.Slider(1, MOST_BEAMS, value=4, step=1, label="Beams", buttons=[], min_width=140)
-        count = gradio.Slider(1, MOST_BEAMS, value=4, step=1, label="Results", buttons=[], min_width=140)
+        beams = gradio.Slider(1, MAX_BEAMS, value=4, step=1, label="Beams", buttons=[], min_width=140)
+        count = gradio.Slider(1, MAX_BEAMS, value=4, step=1, label="Results", buttons=[], min_width=140)
     button = gradio.Button("Translate", variant="primary", elem_id="translate")
     status = gradio.HTML(status_line(""), apply_default_css=False)
     found = gradio.HTML(elem_id="translations", apply_default_css=False)
 
     def on_click(text: str, source: str, target: str, beams: int, count: int) -> Iterator[tuple[str, str]]:
-        for view in translate(answers, text, source, target, int(beams), int(count)):
+        try:
+            pair = language_code(source, sources), language_code(target, targets)
+        except InputError as error:
+            show_problem(str(error))
+            yield "", status_line("")
+            return
+        for view in translate(answers, text, *pair, int(beams), int(count)):
             if view.problem:
                 show_problem(view.problem)
-            yield table(view.translations, target), status_line(view.status)
+            yield table(view.translations, pair[1]), status_line(view.status)
 
-    button.click(
-        on_click,
-        [text, source, target, beams, count],
-        [found, status],
-        show_progress="hidden",
-        api_visibility="private",
-        trigger_mode="once",
+    fields = [text, source, target, beams, count]
+    shown: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    click = button.click(on_click, fields, [found, status], trigger_mode="once", **shown)
+    for field in fields:  # results belong to what they were made from
+        field.input(None, None, [found, status], js=CLEAR, cancels=[click], queue=False, **shown)
+
+
+def _language_field(label: str, name: str, codes: tuple[str, ...], value: str) -> Any:
+    """A field for a language; what is typed into it counts, whether or not it is chosen from the list."""
+    import gradio
+
+    choices = language_choices(codes)
+    return gradio.Dropdown(
+        choices, value=value, label=label, elem_id=name, min_width=200, allow_custom_value=True, interactive=True
     )

@@ -222,6 +222,18 @@ def test_chunks_that_are_none_are_refused(port: int, chunk: bytes) -> None:
     assert status_of(exchange(port, head + chunk + b"0\r\n\r\n")) == 400
 
 
+def test_a_body_in_small_chunks(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\n" + HOST + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n"
+    start = time.monotonic()
+    answer = exchange(port, head + b"1\r\nx\r\n" * 200_000 + b"0\r\n\r\n")
+    seconds = time.monotonic() - start
+    print(f"200,000 chunks of one byte: refused after {seconds:.2f} s")
+    assert (status_of(answer), seconds < 3) == (413, True)
+    assert json_of(exchange(port, head + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n"))["body"] == "x" * 1000
+    large = b"100\r\n" + b"y" * 256 + b"\r\n"
+    assert json_of(exchange(port, head + large * 12_000 + b"0\r\n\r\n"))["body"] == "y" * 256 * 12_000
+
+
 def test_trailers_override_nothing(port: int) -> None:
     head = b"POST / HTTP/1.1\r\n" + HOST + CLOSE + b"Authorization: none\r\nTransfer-Encoding: chunked\r\n\r\n"
     trailers = b"3\r\nabc\r\n0\r\nHost: evil.example\r\nAuthorization: Bearer key\r\n\r\n"

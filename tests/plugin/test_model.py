@@ -106,7 +106,7 @@ def test_settings_of_configuration_json_are_no_options(random_snapshot: Path, tm
     configuration = json.loads(file.read_text())
     configuration["model"] = {"type": "polylm", "language": "multilingual"}
     file.write_text(json.dumps(configuration))
-    assert Model.from_pretrained(str(folder), device="cpu").generator.snapshot.folder == folder
+    assert Model.from_pretrained(str(folder), device="cpu").generator.snapshot.config.layers == 2
 
 
 def test_the_model_is_not_moved(model: PolyLMForTextGeneration) -> None:
@@ -121,6 +121,8 @@ def test_the_model_is_not_moved(model: PolyLMForTextGeneration) -> None:
         ({"promptformat": "base"}, OptionError, "did you mean prompt_format"),
         ({"max_new_tokens": 5}, OptionError, "generation option: give it to the call"),
         ({"nonsense": 1}, OptionError, "nonsense"),
+        ({"device_map": "auto"}, OptionError, "load the model with backend='transformers'"),
+        ({"tensor_parallel_size": 2}, OptionError, "load the model with backend='vllm'"),
         ({"backend": "nativ"}, OptionError, "backend='nativ'"),
         ({"prompt_format": "alpaca"}, OptionError, "alpaca"),
         ({"release": "14b"}, OptionError, "14b"),

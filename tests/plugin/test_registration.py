@@ -17,7 +17,7 @@ except Exception as error:
 # What stands before the rest of a program that uses PolyLM.
 IMPORT_ORDERS = {
     "package first": "import modelscope_polylm",
-    "package last": "from modelscope.pipelines import pipeline; import modelscope.models; import modelscope_polylm",
+    "package last": "from modelscope.pipelines import pipeline as held\nimport modelscope.models, modelscope_polylm",
     "our classes first": "from modelscope_polylm import PolyLMTextGenerationPipeline, PolyLMPreprocessor",
     "after the built-in failed": FAILING_IMPORT + "import modelscope_polylm",
 }
@@ -43,6 +43,7 @@ print(json.dumps({
     "old names": [PolyLMForTextGeneration.__module__, PolyLMTextGenerationPipeline.__module__],
     "groups": [text.group_key, chat.group_key],
     "built-in files": [place for place in places if "polylm" in place and "/modelscope/" in place],
+    "by name": type(globals().get("held", pipeline)("text-generation", model="tiny", device="cpu")).__name__,
     "answer": text("Paris", max_new_tokens=2, do_sample=False)["text"][:5],
 }))
 """
@@ -57,6 +58,7 @@ def test_every_import_order(order: str, random_snapshot: Path, run_script: Calla
         "model": "modelscope_polylm.plugin.model.PolyLMForTextGeneration",
         "preprocessor": "modelscope_polylm.plugin.preprocessor.PolyLMPreprocessor",
     }
+    assert report["by name"] == "PolyLMTextGenerationPipeline"
     assert report["old names"] == ["modelscope_polylm.plugin.model", "modelscope_polylm.plugin.pipelines"]
     assert report["groups"] == ["text-generation", "chat"]
     # the package `modelscope.models.nlp.polylm` itself holds no class

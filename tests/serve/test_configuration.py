@@ -11,7 +11,8 @@ import pytest
 
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.serve import command
-from modelscope_polylm.serve.command import checked_keys, checked_origins
+from modelscope_polylm.serve.command import checked_keys
+from modelscope_polylm.terminal.flags import checked_origins
 from tests.commands import Outcome
 
 Polylm = Callable[..., Outcome]
@@ -151,5 +152,5 @@ def test_keys() -> None:
 @pytest.mark.parametrize("origin", ["example.org", "https://", "https://a.example/", "https://a.example/x", "null", ""])
 def test_origins_that_no_browser_sends(origin: str) -> None:
     with pytest.raises(OptionError, match="--cors-origin"):
-        checked_origins([origin])
-    assert checked_origins(["https://a.example:8443", "*"]) == ("https://a.example:8443", "*")
+        checked_origins("--cors-origin", [origin])
+    assert checked_origins("--cors-origin", ["https://a.example:8443", "*"]) == ("https://a.example:8443", "*")

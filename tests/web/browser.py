@@ -41,11 +41,11 @@ FIRST_CHARACTER = """() => {
 
 @contextlib.contextmanager
 def serving(outside_log: Path) -> Iterator[str]:
-    """Runs the web app with the bundled model, and gives its address; the log is that of web_process.py."""
+    """Runs the web app with the bundled model, and gives its address; the log is that of process.py."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("web_process.py")), str(port), str(outside_log)]
+    command = [sys.executable, str(Path(__file__).with_name("process.py")), str(port), str(outside_log)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
         yield wait_for(f"http://127.0.0.1:{port}", process)

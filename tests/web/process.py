@@ -1,18 +1,21 @@
-"""Runs the web app in a process of its own for the browser: python web_process.py PORT LOG.
+"""Runs the web app in a process of its own for the browser: python process.py PORT LOG.
 
-LOG receives a line for each address outside this machine that the process looks up or connects to. A prompt that says
-"slowly" is answered with a pause before each token.
+LOG receives a line for each address outside this machine that the process looks up or connects to; its first one is a
+lookup of ELSEWHERE, which shows that the log is kept. A prompt that says "slowly" is answered with a pause before each
+token.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 PAUSE = 0.03
+ELSEWHERE = "192.0.2.1"  # reserved for documentation; a number is looked up without a network
 
 
 def is_local(host: Any) -> bool:
@@ -58,6 +61,7 @@ def slow_down() -> None:
 
 if __name__ == "__main__":
     sys.addaudithook(watch)
+    socket.getaddrinfo(ELSEWHERE, 80)
     slow_down()
     from modelscope_polylm.web.command import web
 

@@ -25,6 +25,8 @@ from modelscope_polylm.web.chat import StopSign
 from modelscope_polylm.web.facts import TINY_NOTE
 from modelscope_polylm.web.options import shown_fields
 from modelscope_polylm.web.page import application, build_page
+from modelscope_polylm.web.style import status_line
+from modelscope_polylm.web.translate import CLEAR
 from tests.processes import environment
 
 gradio = pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
@@ -47,7 +49,7 @@ def client(page: Any) -> Iterator[Any]:
     """Speaks to the app without a network."""
     from starlette.testclient import TestClient
 
-    with TestClient(application(page)) as client:
+    with TestClient(application(page), base_url="http://localhost") as client:
         yield client
 
 
@@ -112,6 +114,40 @@ def test_the_translation_callback_makes_a_table(page: Any) -> None:
     assert shown.count("<tr>") == 4
     assert TRANSLATIONS["ar"] in shown
     assert "4 beams" in status
+
+
+def on_click(page: Any, *values: Any) -> list[tuple[str, str]]:
+    return list(callback(page, "on_click")(*values))
+
+
+@pytest.mark.parametrize("typed", ["ar", "Arabic", "arab", "العربية", "Arabic · العربية", " ARABIC "])
+def test_a_language_may_be_typed(page: Any, typed: str) -> None:
+    assert TRANSLATIONS["ar"] in on_click(page, SENTENCE, "English", typed, 4, 1)[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("source", "typed"), [("en", "Chinese · 中文Ger"), ("en", "Klingon"), ("en", ""), ("de", "ar")]
+)
+def test_a_language_that_is_unknown_is_not_replaced_by_another(
+    page: Any, monkeypatch: pytest.MonkeyPatch, source: str, typed: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("modelscope_polylm.web.translate.show_problem", said.append)
+    assert on_click(page, SENTENCE, source, typed, 4, 1) == [("", status_line(""))]
+    assert "is not one of the languages here" in said[0]
+
+
+def test_results_go_when_what_they_were_made_from_changes(page: Any) -> None:
+    dependencies = page.get_config_file()["dependencies"]
+    click = next(number for number, function in page.fns.items() if function.name == "on_click")
+    fields = {block._id for block in page.fns[click].inputs}
+    outputs = [block._id for block in page.fns[click].outputs]
+    typed = {(field, "input") for field in fields}
+    clearing = [each for each in dependencies if each["js"] == CLEAR]
+    assert {tuple(target) for each in clearing for target in each["targets"]} == typed
+    assert all(each["outputs"] == outputs for each in clearing)
+    cancelling = [each for each in dependencies if click in each["cancels"]]
+    assert {tuple(target) for each in cancelling for target in each["targets"]} == typed
 
 
 def test_the_page_loads_from_its_own_host_only(client: Any) -> None:

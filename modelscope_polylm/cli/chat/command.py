@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelscope_polylm.cli.chat.commands import is_command, run_command
-from modelscope_polylm.conversation import Conversation, Facts
+from modelscope_polylm.conversation import Conversation, TurnStats
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.terminal.flags import (
     BackendFlag,
@@ -68,7 +68,7 @@ def _note(text: str) -> None:
 
 def _greeting(model: str, conversation: Conversation) -> str:
     lines = [f"{model} on {conversation.generator.backend.device}. /help lists the commands, Ctrl-D ends the chat."]
-    if not conversation.knows_turns:
+    if not conversation.has_turns:
         name = known_format(conversation.generator.snapshot.prompt_format).name
         lines.append(f"Its prompt format, {name!r}, has no conversations: every message is answered on its own.")
     if conversation.options.num_beams > 1:
@@ -118,8 +118,8 @@ def _respond(conversation: Conversation, line: str, note: Note) -> bool:
             return outcome.ends
         answer = outcome.answer
     _show(answer)
-    if conversation.facts is not None:
-        note(facts_line(conversation.facts))
+    if conversation.stats is not None:
+        note(stats_line(conversation.stats))
     return False
 
 
@@ -133,15 +133,15 @@ def _show(answer: Generator[str, None, None]) -> None:
         write("\n")
 
 
-def facts_line(facts: Facts) -> str:
+def stats_line(stats: TurnStats) -> str:
     """One line below an answer: its speed, the context, and what may surprise."""
-    speed = facts.tokens / facts.seconds if facts.seconds else 0.0
+    speed = stats.tokens / stats.seconds if stats.seconds else 0.0
     parts = [
-        f"{facts.tokens} tokens, {speed:.1f} tokens/s",
-        f"context: {facts.used} of {facts.used + facts.left} tokens used, {facts.left} left",
+        f"{stats.tokens} tokens, {speed:.1f} tokens/s",
+        f"context: {stats.used} of {stats.used + stats.left} tokens used, {stats.left} left",
     ]
-    if facts.finish_reason == "length":
-        parts.append(f"cut off at {facts.tokens} tokens (/set max_new_tokens {2 * facts.tokens} allows more)")
-    if facts.turns_left_out:
-        parts.append(f"the oldest {facts.turns_left_out} turns no longer fit and were left out")
+    if stats.finish_reason == "length":
+        parts.append(f"cut off at {stats.tokens} tokens (/set max_new_tokens {2 * stats.tokens} allows more)")
+    if stats.turns_left_out:
+        parts.append(f"the oldest {stats.turns_left_out} turns no longer fit and were left out")
     return "; ".join(parts)

@@ -184,7 +184,7 @@ def load(conversation: Conversation, file: Path) -> None:
     messages, settings = content.get("messages"), content.get("settings")
     if not isinstance(messages, list) or not isinstance(settings, dict):
         raise InputError(f"{file} is a damaged chat: it lacks 'messages' or 'settings'.")
-    prompt_format = conversation.generator.snapshot.prompt_format if conversation.knows_turns else None
+    prompt_format = conversation.generator.snapshot.prompt_format if conversation.has_turns else None
     try:
         # with a question behind it, a whole conversation has the form of one that is to be answered
         checked = check_messages([*messages, {"role": "user", "content": "?"}], format=prompt_format)[:-1]

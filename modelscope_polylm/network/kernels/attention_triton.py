@@ -211,5 +211,5 @@ def launch_decode_attention(
         counters(qkv.device), positions, slots * head_dim, row_blocks, LOG2_E / head_dim**0.5,
         HEADS=heads, HEAD=head_dim, BLOCK_T=config.block_t, QUERIES=QUERIES,
         ROWS=min(QUERIES, triton.next_power_of_2(count)), SPLITS=config.splits, UNITS=config.min_units,
-        AT_ONCE=BLOCKS_AT_ONCE, **launch_options(qkv.device, config.warps),
+        AT_ONCE=BLOCKS_AT_ONCE, **launch_options(qkv.device, config.warps, registers=config.registers),
     )  # fmt: skip

@@ -53,13 +53,14 @@ def matrix_rows(rows: int) -> int:
 class AttentionConfig:
     """Decode attention: a group's blocks of `block_t` keys go to at most `splits` programs, `min_units` or more each.
 
-    Only block_t decides about the bits of the result.
+    Only block_t decides about the bits of the result. `registers` of a thread at most, so that more programs run at once.
     """
 
     block_t: int
     warps: int
     splits: int
     min_units: int = 1
+    registers: int = 168
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,12 @@ def last_to_arrive(counter, programs):
     return arrived == programs - 1
 
 
-def launch_options(device: torch.device, warps: int, stages: int = 1) -> dict[str, Any]:
-    """Keyword arguments of a kernel launch, OVERLAP among them."""
+def launch_options(device: torch.device, warps: int, stages: int = 1, registers: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of a kernel launch, OVERLAP among them; a thread has at most `registers`."""
     overlap = overlaps(device)
     options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "OVERLAP": overlap}
+    if registers is not None:
+        options["maxnreg"] = registers
     if overlap:
         options["launch_pdl"] = True
     return options

@@ -1,1 +1,1 @@
-"""tokenizer.model -> tokenizer.json, and the check that both give the same ids."""
+"""Converts tokenizer.model to tokenizer.json, and checks that both give the same ids."""

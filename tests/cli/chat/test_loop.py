@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.cli.chat import command as loop
-from modelscope_polylm.cli.chat.command import facts_line, run_chat
-from modelscope_polylm.conversation import Conversation, Facts
+from modelscope_polylm.cli.chat.command import run_chat, stats_line
+from modelscope_polylm.conversation import Conversation, TurnStats
 from modelscope_polylm.errors import InputError
 from tests.cli.chat.conftest import FRENCH
 
@@ -88,15 +88,15 @@ def test_interrupt_ends_a_script(conversation: Conversation, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("facts", "line"),
+    ("stats", "line"),
     [
-        (Facts(10, 2.0, 60, 452, "eos"), "10 tokens, 5.0 tokens/s; context: 60 of 512 tokens used, 452 left"),
-        (Facts(0, 0.0, 512, 0, "eos", 3), "the oldest 3 turns no longer fit and were left out"),
-        (Facts(8, 1.0, 60, 452, "length"), "cut off at 8 tokens (/set max_new_tokens 16 allows more)"),
+        (TurnStats(10, 2.0, 60, 452, "eos"), "10 tokens, 5.0 tokens/s; context: 60 of 512 tokens used, 452 left"),
+        (TurnStats(0, 0.0, 512, 0, "eos", 3), "the oldest 3 turns no longer fit and were left out"),
+        (TurnStats(8, 1.0, 60, 452, "length"), "cut off at 8 tokens (/set max_new_tokens 16 allows more)"),
     ],
 )
-def test_facts_line(facts: Facts, line: str) -> None:
-    assert line in facts_line(facts)
+def test_stats_line(stats: TurnStats, line: str) -> None:
+    assert line in stats_line(stats)
 
 
 def test_piped_chat(polylm: Callable[..., Any]) -> None:

@@ -54,7 +54,7 @@ def test_interrupts_and_the_end(tmp_path: Path) -> None:
         prompted(screen)
         screen.type("Beijing\r")
         screen.expect("Beijing")
-        screen.expect(" ")  # in the answer
+        screen.expect("Pechino")  # begins the answer
         screen.type("\x03")
         screen.expect("Stopped.")
         prompted(screen)

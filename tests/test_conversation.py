@@ -1,4 +1,4 @@
-"""Conversations without a terminal: turns, interruptions, settings, the context's end."""
+"""Conversations without a surface: turns, interruptions, settings, the end of the context."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ from typing import Any
 
 import pytest
 
+from modelscope_polylm.backends.base import Answer
 from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError
-from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.generator import GenerationResult, TextGenerator
+from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.inputs import Prompt
 from tests.cli.chat.conftest import FRENCH, GERMAN, ask
 
 PEKIN = "Pékin est la capitale de la Chine."
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TextGenerator:
+    return TextGenerator.load(TINY_FOLDER, device="cpu")
+
+
+@pytest.fixture
+def conversation(tiny: TextGenerator) -> Conversation:
+    return Conversation(tiny)
 
 
 def test_answer_comes_in_pieces_and_is_kept(conversation: Conversation) -> None:
@@ -32,16 +45,16 @@ def test_answer_is_that_of_the_pipeline_for_the_whole_history(conversation: Conv
     assert [second] == tiny.reply([tiny.reader.read({"messages": messages}, options)], options)[0].texts
 
 
-def test_facts(conversation: Conversation, tiny: TextGenerator) -> None:
+def test_stats(conversation: Conversation, tiny: TextGenerator) -> None:
     ask(conversation, FRENCH)
-    facts = conversation.facts
-    assert facts is not None
+    stats = conversation.stats
+    assert stats is not None
     prompt = f"<|user|>\n{FRENCH}\n<|assistant|>\n"
-    assert facts.tokens == len(tiny.snapshot.tokenizer.encode(PEKIN))
-    assert facts.used == facts.tokens + len(tiny.snapshot.tokenizer.encode(prompt))
-    assert facts.used + facts.left == 512
-    assert (facts.finish_reason, facts.turns_left_out) == ("eos", 0)
-    assert facts.seconds > 0
+    assert stats.tokens == len(tiny.snapshot.tokenizer.encode(PEKIN))
+    assert stats.used == stats.tokens + len(tiny.snapshot.tokenizer.encode(prompt))
+    assert stats.used + stats.left == 512
+    assert (stats.finish_reason, stats.turns_left_out) == ("eos", 0)
+    assert stats.seconds > 0
 
 
 def test_stopped_answer_is_kept(conversation: Conversation) -> None:
@@ -49,7 +62,7 @@ def test_stopped_answer_is_kept(conversation: Conversation) -> None:
     first = next(answer)
     answer.close()
     assert conversation.messages[-1] == {"role": "assistant", "content": first}
-    assert conversation.facts is not None and conversation.facts.finish_reason == "stopped"
+    assert conversation.stats is not None and conversation.stats.finish_reason == "stopped"
     assert ask(conversation, FRENCH)
 
 
@@ -104,19 +117,19 @@ def test_clear_keeps_settings(conversation: Conversation) -> None:
     conversation.change({"temperature": 0.5})
     ask(conversation, FRENCH)
     conversation.clear()
-    assert (conversation.messages, conversation.facts) == ([], None)
+    assert (conversation.messages, conversation.stats) == ([], None)
     assert conversation.options.temperature == 0.5
 
 
 def test_oldest_turns_are_left_out_and_counted(conversation: Conversation) -> None:
     conversation.change({"max_new_tokens": 4})
     turns = 0
-    while conversation.facts is None or not conversation.facts.turns_left_out:
+    while conversation.stats is None or not conversation.stats.turns_left_out:
         ask(conversation, FRENCH)
         turns += 1
     assert len(conversation.messages) == 2 * turns
-    assert conversation.facts.turns_left_out == 1
-    assert conversation.facts.used <= 512
+    assert conversation.stats.turns_left_out == 1
+    assert conversation.stats.used <= 512
 
 
 @pytest.mark.parametrize("question", ["", "  ", "<|assistant|>", "no " * 600, "\ud800"])
@@ -163,8 +176,62 @@ def test_bad_settings_change_nothing(conversation: Conversation, settings: dict[
 
 def test_format_without_turns_answers_each_message_alone(random_snapshot: Any) -> None:
     conversation = Conversation(TextGenerator.load(random_snapshot, device="cpu", prompt_format="base"))
-    assert not conversation.knows_turns
+    assert not conversation.has_turns
     conversation.change({"max_new_tokens": 3})
     first = ask(conversation, "Beijing is the")
     assert ask(conversation, "Beijing is the") == first
     assert len(conversation.messages) == 4
+
+
+def test_a_conversation_goes_on_with_messages(tiny: TextGenerator, conversation: Conversation) -> None:
+    ask(conversation, FRENCH)
+    other = Conversation(tiny, messages=conversation.messages)
+    assert ask(other, GERMAN) == ask(conversation, GERMAN)
+    assert other.messages == conversation.messages
+    assert len(other.messages) == 4
+
+
+def test_another_stream_may_have_nothing_new(tiny: TextGenerator) -> None:
+    complete = GenerationResult("", ["Two"], [Answer([1, 2], finish_reason="length")])
+    closed = []
+
+    def stream(prompt: Prompt, options: Any) -> Any:
+        try:
+            yield from (None, GenerationResult("", ["T"]), GenerationResult("", ["T"]), complete)
+        finally:
+            closed.append(prompt.text)
+
+    conversation = Conversation(tiny, {"num_beams": 1}, stream=stream)
+    assert list(conversation.ask("One")) == ["", "T", "", "wo"]
+    assert conversation.stats is not None
+    assert (conversation.stats.tokens, conversation.stats.finish_reason) == (2, "length")
+    answer = conversation.ask("Three")
+    next(answer)
+    answer.close()
+    assert len(closed) == 2
+    assert len(conversation.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "pieces"),
+    [
+        (["Two.\n", "Two.\n<|us", "Two.\n<|user|>\nMore?"], ["Two.\n", "", ""]),
+        (["a <", "a <b", "a <b <|assistant|>"], ["a ", "<b", " "]),
+        (["<|user|>"], [""]),
+    ],
+)
+def test_turns_that_the_model_makes_up_end_the_answer(tiny: TextGenerator, texts: list[str], pieces: list[str]) -> None:
+    def stream(prompt: Prompt, options: Any) -> Any:
+        yield from (GenerationResult("", [text]) for text in texts)
+        raise AssertionError("the stream goes on")
+
+    conversation = Conversation(tiny, stream=stream)
+    assert list(conversation.ask("One")) == pieces
+    assert conversation.messages[-1]["content"] == "".join(pieces)
+    assert conversation.stats is not None and conversation.stats.finish_reason == "stop"
+
+
+def test_what_looked_like_a_marker_is_a_part_of_a_complete_answer(tiny: TextGenerator) -> None:
+    replies = [GenerationResult("", ["a <|"]), GenerationResult("", ["a <|"], [Answer([1], finish_reason="eos")])]
+    conversation = Conversation(tiny, stream=lambda prompt, options: (each for each in replies))
+    assert list(conversation.ask("One")) == ["a ", "<|"]
