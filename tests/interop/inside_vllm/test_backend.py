@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 import time
 from itertools import chain
@@ -20,33 +21,27 @@ from transformers import (
 
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.vllm.engine import QUIET, SPAWN
+from modelscope_polylm.backends.vllm.options import REFUSALS
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from tests.interop.inside_vllm.conftest import CONTEXT, options
+from tests.searches import Search, Tokens, beam_searches, drain, greedy_searches
 
 ENDS = [2, 5, 40, 77, 300, 333, 397, 742]
-GREEDY: list[dict[str, Any]] = [
-    {},
-    {"eos_token_id": ENDS},
-    {"max_length": 40, "max_new_tokens": None},
-    {"max_new_tokens": 1},
-    {"min_new_tokens": 20},
-    {"min_new_tokens": 5, "eos_token_id": ENDS},
-    {"min_length": 45, "max_new_tokens": 60},
-    {"repetition_penalty": 1.3},
-    {"repetition_penalty": 0.8, "min_new_tokens": 8},
-    {"stop_strings": ["st ", "。", "on"]},
-    {"stop_strings": "a", "min_new_tokens": 6},
-]
-BEAMS: list[dict[str, Any]] = [
-    {"num_beams": 4, "early_stopping": True},
-    {"num_beams": 4, "early_stopping": False, "num_return_sequences": 4},
-    {"num_beams": 2, "early_stopping": "never", "length_penalty": 2.0},
-    {"num_beams": 3, "beam_rules": "5", "early_stopping": True, "eos_token_id": ENDS},
-    {"num_beams": 3, "beam_rules": "5", "length_penalty": 0.0, "num_return_sequences": 2},
-    {"num_beams": 4, "min_new_tokens": 10, "eos_token_id": ENDS},
-    {"num_beams": 12, "max_new_tokens": 6},
+TOKENS = Tokens(ENDS, bad_words=[[7], [8], [5, 6], [9, 10], [11]])
+
+
+def accepted(searches: list[Search]) -> list[Search]:
+    """Those that this backend does not refuse."""
+    return [search for search in searches if not any(refusal.is_met(options(**search)) for refusal in REFUSALS)]
+
+
+STOPS: list[Search] = [{"stop_strings": ["st ", "。", "on"]}, {"stop_strings": "a", "min_new_tokens": 6}]
+GREEDY = [{}, *STOPS, *({"eos_token_id": ENDS, **search} for search in accepted(greedy_searches(TOKENS)))]
+BEAMS = [
+    {"eos_token_id": ENDS, "beam_rules": rules, **search}
+    for rules, search in zip(itertools.cycle(("4.31", "5")), accepted(beam_searches(TOKENS)), strict=False)
 ]
 
 
@@ -56,15 +51,8 @@ def facts(answers: list[list[Any]]) -> list[list[tuple[Any, ...]]]:
 
 def collect(backend: Any, prompts: list[list[int]], checked: Any) -> tuple[list[list[int]], list[list[Any]], int]:
     """The streamed ids of each prompt, the answers, and how many updates there were."""
-    updates, streamed, count = backend.stream(prompts, checked), [[] for _ in prompts], 0
-    while True:
-        try:
-            update = next(updates)
-        except StopIteration as finished:
-            return streamed, finished.value, count
-        count += 1
-        for row, ids in zip(streamed, update, strict=True):
-            row.extend(ids)
+    updates, answers = drain(backend.stream(prompts, checked))
+    return [list(chain(*parts)) for parts in zip(*updates, strict=True)], answers, len(updates)
 
 
 @pytest.mark.parametrize("given", GREEDY, ids=str)
