@@ -91,11 +91,8 @@ def serve(
     """
     _check_choices(backend=(backend, BACKENDS), system_message=(system_message, SYSTEM_MESSAGES))
     _check_choices(log_level=(log_level, LEVELS), log_format=(log_format, FORMATS))
-    keys = checked_keys(api_key or [])
-    if host not in LOOPBACK and not keys:
-        raise OptionError(f"--host {host} lets other machines in: set --api-key or {KEY_VARIABLE}, too.")
-    if host not in LOOPBACK and open_metrics:
-        raise OptionError(f"--open-metrics is for loopback, but --host {host} lets other machines in: use a key.")
+    keys, origins = checked_keys(api_key or []), checked_origins("--cors-origin", cors_origin or [])
+    _check_reach(host, keys, open_metrics)
     check_address(host, port)
     given = {option: value for option, value in options.items() if value is not None}
     if backend == "vllm":
@@ -109,19 +106,16 @@ def serve(
     from modelscope_polylm.serve.server import Limits, NativeServer
 
     metrics_keys = checked_keys([metrics_key] if metrics_key is not None else [])
-    access = Access(
-        keys, next(iter(metrics_keys), None), open_metrics, checked_origins("--cors-origin", cors_origin or [])
-    )
-    names = model_names(model, name)
+    access = Access(keys, next(iter(metrics_keys), None), open_metrics, origins)
+    names, limits = model_names(model, name), Limits(max_rows, max_queue, max_body)
     generator = load_model(model, revision, device, dtype, release=release)
-    limits = Limits(max_rows, max_queue, max_body)
     server = NativeServer(generator, names, access, limits, given, system_message)
     configure_logs(log_level, log_format)
     server.run(host, port)
 
 
 def checked_keys(given: list[str]) -> tuple[str, ...]:
-    """API keys; what stands between commas is a key of its own, and empty ones are none.
+    """API keys: each flag, or what stands between its commas; an empty one is none.
 
     Raises:
         OptionError: a key that no client could send as it is, because of white space.
@@ -148,6 +142,13 @@ def _check_choices(**chosen: tuple[str, tuple[str, ...]]) -> None:
     for name, (value, choices) in chosen.items():
         if value not in choices:
             raise OptionError(f"--{name.replace('_', '-')} {value} is unknown: choose {' or '.join(choices)}.")
+
+
+def _check_reach(host: str, keys: tuple[str, ...], open_metrics: bool) -> None:
+    if host not in LOOPBACK and not keys:
+        raise OptionError(f"--host {host} lets other machines in: set --api-key or {KEY_VARIABLE}, too.")
+    if host not in LOOPBACK and open_metrics:
+        raise OptionError(f"--open-metrics is for loopback, but --host {host} lets other machines in: use a key.")
 
 
 def _refuse_with_vllm(flags: dict[str, Any]) -> None:

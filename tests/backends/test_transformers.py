@@ -17,12 +17,15 @@ from modelscope_polylm.backends.transformers.backend import TransformersBackend
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.snapshot import open_snapshot
+from tests.searches import Tokens, beam_searches, greedy_searches
 from tests.snapshots import LAYOUTS, build_snapshot
 
 CPU = torch.device("cpu")
 EXTRA_ROWS = 40
 PROMPTS = [[5, 300, 17, 281, 90], [301, 44], [283, 283, 283, 31, 12, 299, 410, 77, 23]]
 ENDS = [2, 11, 40, 77, 300, 333]
+TOKENS = Tokens(ENDS, bad_words=[[17], [90], [300, 17], [44, 5], [283, 31, 12]])
+SEARCHES = [{"eos_token_id": 2}, *greedy_searches(TOKENS), *beam_searches(TOKENS)]
 
 
 def load(folder: Path, **backend_options: Any) -> TransformersBackend:
@@ -76,29 +79,11 @@ def reference(model: GPT2LMHeadModel, prompt: list[int], **given: Any) -> list[l
     return [row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
-SEARCHES: list[dict[str, Any]] = [
-    {},
-    {"eos_token_id": ENDS},
-    {"repetition_penalty": 1.3},
-    {"no_repeat_ngram_size": 2, "eos_token_id": ENDS},
-    {"bad_words_ids": [[17], [300, 17], [44, 5]]},
-    {"min_new_tokens": 8, "eos_token_id": ENDS},
-    {"min_length": 9, "eos_token_id": ENDS},
-    {"max_length": 14, "max_new_tokens": None},
-    {"num_beams": 3},
-    {"num_beams": 4, "early_stopping": True, "eos_token_id": ENDS},
-    {"num_beams": 4, "early_stopping": "never", "eos_token_id": ENDS, "length_penalty": 0.5},
-    {"num_beams": 4, "num_return_sequences": 3, "eos_token_id": ENDS, "length_penalty": 2.0},
-    {"num_beams": 3, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "eos_token_id": ENDS},
-    {"num_beams": 3, "min_length": 10, "max_length": 16, "max_new_tokens": None, "eos_token_id": ENDS},
-    {"num_beams": 2, "bad_words_ids": [[17]], "min_new_tokens": 5, "eos_token_id": ENDS},
-]
-
-
-@pytest.mark.parametrize("given", SEARCHES, ids=str)
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
 def test_ids_equal_those_of_transformers_alone_and_in_ragged_batches(
-    backend: TransformersBackend, model: GPT2LMHeadModel, given: dict[str, Any]
+    backend: TransformersBackend, model: GPT2LMHeadModel, search: dict[str, Any]
 ) -> None:
+    given = {"eos_token_id": ENDS, **search}
     expected = [reference(model, prompt, **given) for prompt in PROMPTS]
     assert [ids(run(backend, [prompt], **given))[0] for prompt in PROMPTS] == expected
     assert ids(run(backend, PROMPTS, **given)) == expected

@@ -116,8 +116,10 @@ def test_every_refusal_is_tried() -> None:
 
 
 @pytest.mark.parametrize("given", [{"typical_p": 0.9}, {"temperature": 0.001}, {"min_p": 0.1, "top_p": 0.5}])
-def test_what_only_sampling_reads_is_not_refused_elsewhere(given: dict[str, Any]) -> None:
+def test_what_only_sampling_reads_is_refused_in_sampling_alone(given: dict[str, Any]) -> None:
     check_options(GenerationOptions.from_layers(given))
+    with pytest.raises(OptionError, match="is not in the vllm backend"):
+        check_options(GenerationOptions.from_layers({**given, "do_sample": True}))
 
 
 def test_prompts_of_a_call_have_seeds_of_their_own() -> None:

@@ -45,12 +45,16 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gone_reader_of_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
     class Gone(io.StringIO):
         def write(self, text: Any) -> int:
+            tried.append(text)
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Gone())
     write_error("a")
+    assert "".join(tried).startswith("a")
 
 
 def test_working_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

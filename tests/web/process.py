@@ -7,6 +7,7 @@ token.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import sys
@@ -47,14 +48,10 @@ def slow_down() -> None:
     stream = TextGenerator.stream
 
     def paced(self: Any, prompts: Any, options: Any) -> Any:
-        updates = stream(self, prompts, options)
-        while True:
-            try:
-                update = next(updates)
-            except StopIteration as finished:
-                return finished.value
-            time.sleep(PAUSE * ("slowly" in prompts[0].text))
-            yield update
+        with contextlib.closing(stream(self, prompts, options)) as deltas:
+            for delta in deltas:
+                time.sleep(PAUSE * ("slowly" in prompts[0].text))
+                yield delta
 
     TextGenerator.stream = paced  # type: ignore[method-assign]
 

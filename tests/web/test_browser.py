@@ -41,9 +41,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 STORY = "Tell me a story, slowly."
 BRIGHTNESS = """(element, name) => {
     const style = each => getComputedStyle(each), clear = each => style(each).backgroundColor === 'rgba(0, 0, 0, 0)';
-    let behind = element;
-    while (name === 'background' && behind.parentElement && clear(behind)) behind = behind.parentElement;
-    const color = name === 'text' ? style(element).color : style(behind).backgroundColor;
+    let drawn = element;
+    while (name === 'background' && drawn.parentElement && clear(drawn)) drawn = drawn.parentElement;
+    const color = name === 'text' ? style(element).color : style(drawn).backgroundColor;
     const canvas = new OffscreenCanvas(1, 1).getContext('2d');
     canvas.fillStyle = color;
     canvas.fillRect(0, 0, 1, 1);

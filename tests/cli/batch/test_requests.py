@@ -83,9 +83,18 @@ def test_columns_that_a_file_lacks(template: PromptTemplate, known: list[str] | 
         template.check_columns(known)
 
 
-def test_columns_that_are_there() -> None:
-    PromptTemplate().check_columns(["text"])
-    PromptTemplate().check_columns(None)
-    PromptTemplate("b", "{text} {c}").check_columns(["b", "c"])
-    PromptTemplate("text").check_columns(["id", "text", "lang"])
-    PromptTemplate(keeps_columns=True).check_columns(["id", "text", "lang"])
+@pytest.mark.parametrize(
+    ("template", "known", "needed"),
+    [
+        (PromptTemplate(), ["text"], ["text"]),
+        (PromptTemplate("b", "{text} {c}"), ["b", "c"], ["b", "c"]),
+        (PromptTemplate("text"), ["id", "text", "lang"], ["text"]),
+        (PromptTemplate(keeps_columns=True), ["id", "text", "lang"], ["text"]),
+    ],
+)
+def test_every_needed_column_has_to_be_there(template: PromptTemplate, known: list[str], needed: list[str]) -> None:
+    template.check_columns(known)
+    template.check_columns(None)  # of a file without columns
+    for column in needed:
+        with pytest.raises(OptionError, match=f"no column '{column}'"):
+            template.check_columns([name for name in known if name != column])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 import time
 from itertools import chain
@@ -20,33 +21,27 @@ from transformers import (
 
 from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.vllm.engine import QUIET, SPAWN
+from modelscope_polylm.backends.vllm.options import REFUSALS
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from tests.interop.inside_vllm.conftest import CONTEXT, options
+from tests.searches import Search, Tokens, beam_searches, greedy_searches
 
 ENDS = [2, 5, 40, 77, 300, 333, 397, 742]
-GREEDY: list[dict[str, Any]] = [
-    {},
-    {"eos_token_id": ENDS},
-    {"max_length": 40, "max_new_tokens": None},
-    {"max_new_tokens": 1},
-    {"min_new_tokens": 20},
-    {"min_new_tokens": 5, "eos_token_id": ENDS},
-    {"min_length": 45, "max_new_tokens": 60},
-    {"repetition_penalty": 1.3},
-    {"repetition_penalty": 0.8, "min_new_tokens": 8},
-    {"stop_strings": ["st ", "。", "on"]},
-    {"stop_strings": "a", "min_new_tokens": 6},
-]
-BEAMS: list[dict[str, Any]] = [
-    {"num_beams": 4, "early_stopping": True},
-    {"num_beams": 4, "early_stopping": False, "num_return_sequences": 4},
-    {"num_beams": 2, "early_stopping": "never", "length_penalty": 2.0},
-    {"num_beams": 3, "beam_rules": "5", "early_stopping": True, "eos_token_id": ENDS},
-    {"num_beams": 3, "beam_rules": "5", "length_penalty": 0.0, "num_return_sequences": 2},
-    {"num_beams": 4, "min_new_tokens": 10, "eos_token_id": ENDS},
-    {"num_beams": 12, "max_new_tokens": 6},
+TOKENS = Tokens(ENDS, bad_words=[[7], [8], [5, 6], [9, 10], [11]])
+
+
+def accepted(searches: list[Search]) -> list[Search]:
+    """Those that this backend does not refuse."""
+    return [search for search in searches if not any(refusal.is_met(options(**search)) for refusal in REFUSALS)]
+
+
+STOPS: list[Search] = [{"stop_strings": ["st ", "。", "on"]}, {"stop_strings": "a", "min_new_tokens": 6}]
+GREEDY = [{}, *STOPS, *({"eos_token_id": ENDS, **search} for search in accepted(greedy_searches(TOKENS)))]
+BEAMS = [
+    {"eos_token_id": ENDS, "beam_rules": rules, **search}
+    for rules, search in zip(itertools.cycle(("4.31", "5")), accepted(beam_searches(TOKENS)), strict=False)
 ]
 
 
@@ -55,16 +50,14 @@ def facts(answers: list[list[Any]]) -> list[list[tuple[Any, ...]]]:
 
 
 def collect(backend: Any, prompts: list[list[int]], checked: Any) -> tuple[list[list[int]], list[list[Any]], int]:
-    """The streamed ids of each prompt, the answers, and how many updates there were."""
-    updates, streamed, count = backend.stream(prompts, checked), [[] for _ in prompts], 0
-    while True:
-        try:
-            update = next(updates)
-        except StopIteration as finished:
-            return streamed, finished.value, count
-        count += 1
-        for row, ids in zip(streamed, update, strict=True):
-            row.extend(ids)
+    """The streamed ids of each prompt, the answers, and how many deltas there were."""
+    deltas = list(backend.submit(backend.requests(prompts, checked)))
+    streamed: list[list[int]] = [[] for _ in prompts]
+    answers: list[list[Any]] = [[] for _ in prompts]
+    for delta in deltas:
+        streamed[delta.request] += delta.ids
+        answers[delta.request] = delta.completions or []
+    return streamed, answers, len(deltas)
 
 
 @pytest.mark.parametrize("given", GREEDY, ids=str)
@@ -87,7 +80,7 @@ def test_beams_equal_the_native_ones(vllm: Any, native: Any, prompts: list[list[
         assert ours.score == pytest.approx(theirs.score, abs=1e-3)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
     streamed, answers, count = collect(vllm, prompts[:2], checked)
-    assert (facts(answers), count) == (facts(wanted[:2]), 1)
+    assert (facts(answers), count) == (facts(wanted[:2]), 2)
     assert streamed == [group[0].ids for group in answers]
 
 
@@ -153,7 +146,7 @@ def test_sampling_has_transformers_distribution(
 
 
 def test_closing_a_stream_aborts_its_requests(vllm: Any, prompts: list[list[int]]) -> None:
-    updates = vllm.stream(prompts * 3, options(min_new_tokens=180, max_new_tokens=180))
+    updates = vllm.submit(vllm.requests(prompts * 3, options(min_new_tokens=180, max_new_tokens=180)))
     next(updates)
     processor = vllm.engine._held[0].output_processor
     assert processor.get_num_unfinished_requests() > 0
@@ -207,12 +200,12 @@ def test_the_context_is_that_of_max_model_len(vllm: Any, snapshot: Snapshot) -> 
 @pytest.mark.parametrize("prompts", [[], [[]], [[3000]], [[-1]]])
 def test_bad_prompts(vllm: Any, prompts: list[list[int]]) -> None:
     with pytest.raises(InputError):
-        vllm.stream(prompts, options())
+        vllm.requests(prompts, options())
 
 
 def test_refused_options_are_refused_before_anything_runs(vllm: Any) -> None:
     with pytest.raises(OptionError, match=r"no_repeat_ngram_size=2 is not in the vllm backend.*backend='native'"):
-        vllm.stream([[5]], options(no_repeat_ngram_size=2))
+        vllm.requests([[5]], options(no_repeat_ngram_size=2))
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,17 @@ def test_beams_are_those_of_transformers(pipes: Any, folder: Path) -> None:
 
 
 def test_a_list_is_handed_over_whole(pipes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, backend, sizes = pipes[0], pipes[0].model.generator.backend, []
-    generate = backend.generate
-    monkeypatch.setattr(backend, "generate", lambda ids, options: sizes.append(len(ids)) or generate(ids, options))
+    pipe, backend, calls = pipes[0], pipes[0].model.generator.backend, []
+    submit = backend.submit
+
+    def noted(requests: Any, partial: bool, at_once: int | None) -> Any:
+        calls.append((len(requests), at_once))
+        return submit(requests, partial, at_once)
+
+    monkeypatch.setattr(backend, "submit", noted)
     pipe(TEXTS * 3, **GREEDY)
     pipe(TEXTS, batch_size=3, **GREEDY)
-    assert sizes == [12, 3, 1]
+    assert calls == [(12, None), (4, 3)]
 
 
 def test_streams(pipes: Any) -> None:
