@@ -202,7 +202,12 @@ class Connection(H11Protocol):  # type: ignore[misc]
                 self._sends_events = any(kind.startswith(b"text/event-stream") for kind in kinds)
             await send(message)
 
-        await self._application(scope, receive, send_noting)
+        cycle = self.cycle
+        try:
+            await self._application(scope, receive, send_noting)
+        except asyncio.CancelledError:  # the server ends, and its time for answers is over
+            cycle.disconnected = True
+            self.transport.close()
 
     def _lacks_head(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)

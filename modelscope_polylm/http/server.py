@@ -52,6 +52,7 @@ class Server(uvicorn.Server):  # type: ignore[misc]
             timeout_graceful_shutdown=end_seconds,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_not_of_the_end)
         self._on_ready, self._on_end = on_ready, on_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -80,3 +81,8 @@ class Server(uvicorn.Server):  # type: ignore[misc]
                 yield
             finally:
                 signal.signal(hang_up, before)
+
+
+def _is_not_of_the_end(record: logging.LogRecord) -> bool:
+    """Whether a record is other than uvicorn's error about streams that are open at the end, as pages have them."""
+    return not str(record.msg).startswith("Cancel %s running task")

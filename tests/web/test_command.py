@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from modelscope_polylm.errors import DependencyError, OptionError
 from modelscope_polylm.web.command import OLDEST_GRADIO, check_address, require_gradio
+from tests.processes import POLYLM, environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +87,20 @@ def test_requirements_of_a_studio_are_those_of_the_package() -> None:
     lines = (ROOT / "examples" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == [*base, *extra]
     assert extra[0] == f"gradio>={'.'.join(map(str, OLDEST_GRADIO))}"
+
+
+def test_ctrl_c_with_an_open_page_shows_no_traceback() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*POLYLM, "web", "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends.\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as page:
+        # a browser holds this stream open
+        page.sendall(f"GET /gradio_api/heartbeat/a HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        assert page.recv(100).startswith(b"HTTP/1.1 200 OK")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == "Interrupted.\n"
+    assert process.returncode == 130
