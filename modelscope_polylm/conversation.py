@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.text.prompts import ASSISTANT, USER, Message, known_format, render
+from modelscope_polylm.text.prompts import ASSISTANT, SYSTEM_ROLES, USER, Message, known_format, render
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextDelta, TextGenerator
@@ -49,6 +49,7 @@ class Conversation:
         generator: the loaded model.
         settings: generation options that differ from the chat's defaults.
         messages: user and assistant in turn; empty, or ending with an answer.
+        system: a text that stands before the first message that the model reads.
         stats: of the last answer; None before it.
     """
 
@@ -58,6 +59,7 @@ class Conversation:
         settings: Mapping[str, Any] | None = None,
         messages: Sequence[Message] = (),
         stream: AnswerStream | None = None,
+        system: str = "",
     ) -> None:
         """Begin a conversation, or go on with one.
 
@@ -66,6 +68,7 @@ class Conversation:
             settings: generation options; None is not given.
             messages: of the conversation so far.
             stream: answers prompts where the generator's own stream is not meant.
+            system: what the model is to know or do; PolyLM was not trained with system messages.
 
         Raises:
             OptionError: settings that cannot be.
@@ -76,6 +79,7 @@ class Conversation:
         self._stream = stream or (lambda prompt, options: generator.stream([prompt], options))
         self.settings: dict[str, Any] = {}
         self.messages: list[Message] = list(messages)
+        self.system = system
         self.stats: TurnStats | None = None
         self.change(settings or {})
 
@@ -144,8 +148,9 @@ class Conversation:
 
     def _ask(self, history: Sequence[Message], question: str) -> Generator[str, None, None]:
         options = self.options
-        messages = [*(history if self.has_turns else []), Message(role=USER, content=question)]
-        prompt = self.generator.reader.read({"messages": messages}, options)
+        system = [Message(role=SYSTEM_ROLES[0], content=self.system)]
+        messages = [*system, *(history if self.has_turns else []), Message(role=USER, content=question)]
+        prompt = self.generator.reader.read({"messages": messages}, options, system_message="prepend")
         return self._answer(history, question, prompt, options)
 
     def _answer(

@@ -235,3 +235,13 @@ def test_what_looked_like_a_marker_is_a_part_of_a_complete_answer(tiny: TextGene
     replies = [GenerationResult("", ["a <|"]), GenerationResult("", ["a <|"], [Answer([1], finish_reason="eos")])]
     conversation = Conversation(tiny, stream=lambda prompt, options: (each for each in replies))
     assert list(conversation.ask("One")) == ["a ", "<|"]
+
+
+def test_a_system_text_stands_before_the_first_message(tiny: TextGenerator) -> None:
+    sentence, request = GERMAN.split("\n")
+    with_system, plain = Conversation(tiny, system=sentence), Conversation(tiny)
+    answer = "".join(with_system.ask(request))
+    assert answer == "".join(plain.ask(f"{sentence}\n\n{request}"))
+    assert with_system.messages[0] == {"role": "user", "content": request}
+    assert with_system.stats.used == plain.stats.used  # type: ignore[union-attr]
+    assert "".join(with_system.ask("More.")) == "".join(plain.ask("More."))

@@ -37,6 +37,9 @@ def chat(
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
+    system: Annotated[
+        str, typer.Option(help="Text before the first message; PolyLM was not trained with system messages.")
+    ] = "",
     history: Annotated[
         bool, typer.Option("--history/--no-history", help="Keep what is typed for the next chat's arrow keys.")
     ] = True,
@@ -52,12 +55,14 @@ def chat(
     from modelscope_polylm.cli.chat.prompt import line_reader, message_reader
     from modelscope_polylm.conversation import Conversation
 
+    def begin() -> Conversation:
+        return Conversation(load_model(model, revision, device, dtype, backend, release), options, system=system)
+
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
-        conversation = Conversation(load_model(model, revision, device, dtype, backend, release), options)
-        run_chat(conversation, line_reader(), lambda text: None, interactive=False)
+        run_chat(begin(), line_reader(), lambda text: None, interactive=False)
         return
     read = message_reader(history)
-    conversation = Conversation(load_model(model, revision, device, dtype, backend, release), options)
+    conversation = begin()
     _note(_greeting(model, conversation))
     run_chat(conversation, read, _note, interactive=True)
 

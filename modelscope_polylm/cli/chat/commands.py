@@ -101,7 +101,7 @@ def _system(conversation: Conversation, argument: str) -> Outcome:
     """/system: PolyLM has none; this says what to do instead."""
     raise InputError(
         "PolyLM was trained without system messages and would read one as ordinary text: put what it should know or "
-        "how it should answer at the start of your first message."
+        "how it should answer at the start of your first message, or start the chat with --system TEXT."
     )
 
 
