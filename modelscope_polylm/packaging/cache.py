@@ -24,7 +24,12 @@ SMALL_FILES = ("config.json", "configuration.json", "generation_config.json", "t
 TAIL_BYTES = 1 << 20
 
 
-def packaged_snapshot(folder: str | Path, release: str | None = None, progress: Progress | None = None) -> Path:
+def packaged_snapshot(
+    folder: str | Path,
+    release: str | None = None,
+    progress: Progress | None = None,
+    adapter: str | Path | None = None,
+) -> Path:
     """The folder itself if vLLM can read it, otherwise a package of it in the cache, which is made if needed.
 
     Other processes that want the same package wait for the one that makes it.
@@ -33,14 +38,15 @@ def packaged_snapshot(folder: str | Path, release: str | None = None, progress: 
         folder: a complete snapshot in any of its layouts.
         release: a name in `releases.RELEASES`, if the folder does not tell.
         progress: called with the bytes of weights that are written and their total; a bar on a terminal if None.
+        adapter: peft's folder of a low-rank adapter, which is merged into the weights of a package.
 
     Raises:
         SnapshotError: the folder is no complete snapshot, or its tokenizer cannot be converted exactly.
         OptionError: the folder does not tell its release.
         DownloadError: the cache cannot be written.
     """
-    snapshot = open_snapshot(folder, release=release)
-    if not packaging_reasons(snapshot):
+    snapshot = open_snapshot(folder, release=release, adapter=adapter)
+    if snapshot.adapter is None and not packaging_reasons(snapshot):
         return snapshot.folder
     package = packages_folder() / _fingerprint(snapshot)
     try:
@@ -66,7 +72,9 @@ def _make(snapshot: Snapshot, package: Path, progress: Progress | None) -> Path:
         if not _is_complete(package):  # the other process may have finished it
             logger.warning("vLLM cannot read %s as it is: packaging it, once, in %s.", snapshot.folder, package)
             with _bar() if progress is None else contextlib.nullcontext(progress) as report:
-                package_snapshot(snapshot.folder, package, release=_release_name(snapshot), progress=report)
+                merged = None if snapshot.adapter is None else snapshot.adapter.folder
+                release = _release_name(snapshot)
+                package_snapshot(snapshot.folder, package, release=release, progress=report, adapter=merged)
     return package
 
 
@@ -83,7 +91,8 @@ def _fingerprint(snapshot: Snapshot) -> str:
     small = [snapshot.folder / name for name in SMALL_FILES if (snapshot.folder / name).is_file()]
     contents = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in small]
     weights = [_weight_mark(file.path) for file in snapshot.weight_files.files]
-    identity = json.dumps([FORMAT_VERSION, _release_name(snapshot), contents, sorted(weights)])
+    adapter = snapshot.adapter.digest() if snapshot.adapter else None
+    identity = json.dumps([FORMAT_VERSION, _release_name(snapshot), contents, sorted(weights), adapter])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 

@@ -49,6 +49,7 @@ def package_snapshot(
     force: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
+    adapter: str | Path | None = None,
 ) -> PackageReport:
     """Write a folder that is a well-formed ModelScope model repository.
 
@@ -65,6 +66,7 @@ def package_snapshot(
         force: replace a model that is in `out`.
         strict: also fail if tokenizer.json differs from SentencePiece on text that is not natural language.
         progress: called with the bytes of weights that are written and their total.
+        adapter: peft's folder of a low-rank adapter, which is merged into the weights.
 
     Raises:
         SnapshotError: the source is incomplete or damaged, its weights are not finite in the dtype, or its tokenizer
@@ -77,11 +79,11 @@ def package_snapshot(
     max_bytes = parse_size(max_shard_size)
     if dtype is not None and dtype not in ITEM_SIZES:
         raise OptionError(f"dtype={dtype!r} is unknown: choose one of {', '.join(ITEM_SIZES)}.")
-    snapshot = open_snapshot(source, release=release)
+    snapshot = open_snapshot(source, release=release, adapter=adapter)
     if snapshot.prompt_format is None:
         raise OptionError(f"{source} does not tell which release it is: pass release={' | '.join(RELEASES)}.")
     check_output_folder(source, out, force)
-    weights = WeightSource(snapshot.weight_files, snapshot.config)
+    weights = WeightSource(snapshot.weight_files, snapshot.config, snapshot.adapter)
     chosen = dtype or _stored_dtype(weights)
     try:
         with contextlib.closing(_Packaging(snapshot, weights, out, chosen, max_bytes, strict, progress)) as packaging:
@@ -169,6 +171,8 @@ class _Packaging:
                 f"The source names the class {self.snapshot.config.architecture}; its tensors are GPT-2's, so the "
                 "package names GPT2LMHeadModel. `polylm verify` shows whether it predicts text."
             )
+        if (adapter := self.snapshot.adapter) is not None:
+            lines.append(f"An adapter of rank {adapter.rank} is merged into the weights: they are not the release's.")
         for line in lines:
             logger.warning("%s", line)
         return lines
@@ -231,7 +235,8 @@ def _settings(snapshot: Snapshot, dtype: str, max_bytes: int) -> dict[str, Any]:
     sources = [file.path for file in snapshot.weight_files.files]
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sources}
     source = {"source": str(snapshot.folder.resolve()), "weights": stats}
-    return {**source, "dtype": dtype, "max_shard_size": max_bytes, "version": __version__}
+    adapter = snapshot.adapter.digest() if snapshot.adapter else None
+    return {**source, "adapter": adapter, "dtype": dtype, "max_shard_size": max_bytes, "version": __version__}
 
 
 def _stored_dtype(weights: WeightSource) -> str:

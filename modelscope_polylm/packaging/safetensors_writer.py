@@ -19,6 +19,7 @@ from modelscope_polylm.network.config import PolyLMConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modelscope_polylm.network.adapter import Adapter
     from modelscope_polylm.network.weights import WeightFiles
 
 PREFIX = "transformer."
@@ -77,8 +78,14 @@ class WeightSource:
         dtypes: torch's names of the types in which tensors are stored.
     """
 
-    def __init__(self, files: WeightFiles, config: PolyLMConfig) -> None:
-        """Read the headers. Raises SnapshotError with every problem of the files."""
+    def __init__(self, files: WeightFiles, config: PolyLMConfig, adapter: Adapter | None = None) -> None:
+        """Read the headers. Raises SnapshotError with every problem of the files.
+
+        Args:
+            files: of the snapshot.
+            config: sizes of the network.
+            adapter: is added to the tensors.
+        """
         from modelscope_polylm.network.weights import PROJECTION, declared_shapes
 
         if problems := files.problems(config):
@@ -86,7 +93,7 @@ class WeightSource:
         declared = declared_shapes(config)
         headers = {name: header for name, header in files.headers() if name in declared}
         is_conv1d = files.is_conv1d(config)
-        self._files, self._checked = files, set[Path]()
+        self._files, self._adapter, self._checked = files, adapter, set[Path]()
         self._transposed = {name for name in headers if not is_conv1d and PROJECTION.fullmatch(name)}
         self.shapes = {
             name: header.shape[::-1] if name in self._transposed else header.shape for name, header in headers.items()
@@ -106,7 +113,8 @@ class WeightSource:
             if wanted:
                 self._check_records(file.path)
             for name, source in self._files.tensors(wanted):
-                yield name, source.tensor.t() if name in self._transposed else source.tensor
+                tensor = source.tensor.t() if name in self._transposed else source.tensor
+                yield name, self._adapter.merged(name, tensor, transposed=True) if self._adapter else tensor
 
     def head_differs(self) -> bool:
         """Whether the files hold an `lm_head.weight` that is not the embedding, which is the output layer."""

@@ -136,9 +136,9 @@ def check_hashes(folder: Path, download: str) -> Iterator[Finding]:
     missing = [name for name in sums if not (folder / name).is_file()]
     changed = [name for name, sum in sums.items() if name not in missing and file_sha256(folder / name) != sum]
     if missing:
-        yield Finding("hashes", "fault", f"{_listed(missing)} missing: the copy is incomplete.", download)
+        yield Finding("hashes", "fault", f"Missing: {_listed(missing)}. The copy is incomplete.", download)
     if changed:
-        meaning = f"{_listed(changed)} differ from {CHECKSUMS}: damaged, or changed later."
+        meaning = f"Not as {CHECKSUMS} says: {_listed(changed)}. Damaged, or changed later."
         yield Finding("hashes", "fault", meaning, download)
     if not missing and not changed:
         yield Finding("hashes", "ok", f"{len(sums)} files are as {CHECKSUMS} says.")
@@ -162,7 +162,7 @@ def _findings(folder: Path, name: str, device: str | None, run: bool) -> Iterato
         snapshot = open_snapshot(folder)
     except SnapshotError as error:
         lines = str(error).splitlines()
-        yield from (Finding("snapshot", "fault", line, download) for line in lines[1:] or lines)
+        yield from (Finding("snapshot", "fault", line, _repair(line, download)) for line in lines[1:] or lines)
         return
     yield _check_release(snapshot, name, package)
     yield from check_hashes(folder, download)
@@ -173,6 +173,11 @@ def _findings(folder: Path, name: str, device: str | None, run: bool) -> Iterato
     yield from _check_tokenizer(snapshot, package)
     if run:
         yield from _check_network(snapshot, device)
+
+
+def _repair(problem: str, download: str) -> str | None:
+    # no generation_config.json is published, so a wrong one has to be edited
+    return None if problem.startswith("generation_config.json") else download
 
 
 def _check_release(snapshot: Snapshot, name: str, package: str) -> Finding:
@@ -198,7 +203,8 @@ def _check_tensors(snapshot: Snapshot, package: str) -> Iterator[Finding]:
     headers = dict(files.headers())
     dtypes = sorted({header.dtype for header in headers.values()} - {"bool", "uint8"})
     sizes = f"{config.layers} layers, {config.heads} heads, hidden size {config.hidden_size}"
-    held = f"{config.parameters:,} parameters in {len(files.files)} files, {', '.join(dtypes)}"
+    count = len(files.files)
+    held = f"{config.parameters:,} parameters in {count} file{'s' * (count != 1)}, {', '.join(dtypes)}"
     yield Finding("tensors", "ok", f"{held}; {sizes}, {config.max_positions} positions.")
     extra = [name for name in headers if MASK.fullmatch(name) or name == HEAD]
     if extra:
@@ -234,7 +240,7 @@ def _check_numbers(snapshot: Snapshot, download: str) -> Finding:
         if any(not_finite({name: rows}) for rows in row_chunks(source.tensor))
     ]
     if damaged:
-        meaning = f"{_listed(damaged)} hold NaN or infinity: the file is damaged, or its training diverged."
+        meaning = f"NaN or infinity in {_listed(damaged)}: the file is damaged, or its training diverged."
         return Finding("numbers", "fault", meaning, download)
     return Finding("numbers", "ok", f"All numbers in {len(names)} tensors are finite.")
 
@@ -248,7 +254,7 @@ def _check_settings(snapshot: Snapshot, package: str) -> Iterator[Finding]:
     wrong = f"end token is {config.get('eos_token_id')}, but </s> is {end}: answers never end in other engines."
     yield _judged("config.json", config.get("eos_token_id") == end, f"The end token is {end}.", wrong, package)
     if snapshot.config.architecture != "GPT2LMHeadModel":
-        meaning = f"names the class {snapshot.config.architecture}, which needs code from the repository to load."
+        meaning = f"Names the class {snapshot.config.architecture}, which needs code from the repository to load."
         yield Finding("config.json", "fault", meaning, package)
     right, wrong = f"The end token is {end}.", "is missing or names another end token: engines use their own defaults."
     is_right = _as_list(generation.get("eos_token_id")) == [end]
@@ -258,7 +264,7 @@ def _check_settings(snapshot: Snapshot, package: str) -> Iterator[Finding]:
     yield _judged("chat template", has_template, right, wrong, package)
     if str(tokenizer.get("tokenizer_class")).startswith("Llama"):
         meaning = (
-            "names LlamaTokenizer, whose ids current transformers changes: text is read wrongly, without an error."
+            "Names LlamaTokenizer, whose ids current transformers changes: text is read wrongly, without an error."
         )
         yield Finding("tokenizer_config.json", "fault", meaning, package)
 

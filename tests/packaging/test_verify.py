@@ -98,13 +98,13 @@ def test_changed_and_missing_files(copy: Path) -> None:
         (b"\n\n", "line 1 is not"),
         (b"README.md\n", "line 1 is not a sha256 and a file name: 'README.md'"),
         (b"0" * 64 + b"  config.json\nconfig.json\n", "line 2 is not"),
-        (b"0" * 64 + b"  \xe9t\xe9.txt\n", "missing"),
+        (b"0" * 64 + b"  \xe9t\xe9.txt\n", "Missing: "),
         (b"0" * 64 + b"  " + b"x" * 5000 + b"\n", "is not the name of a file"),
         (b"0" * 64 + b"  ../config.json\n", "is not the name of a file"),
         (b"0" * 64 + b"  /etc/hostname\n", "is not the name of a file"),
         (b"0" * 64 + b"  sub/config.json\n", "is not the name of a file"),
         (b"0" * 64 + b"  ..\n", "is not the name of a file"),
-        (b"0" * 64 + b"  config.json\n", "config.json differ"),
+        (b"0" * 64 + b"  config.json\n", "Not as SHA256SUMS says: config.json."),
         (b"x" * (2 << 20), "more than 1,048,576 bytes"),
     ],
 )
@@ -121,7 +121,7 @@ def test_pipe_instead_of_a_file(copy: Path) -> None:
     (copy / "LICENSE").unlink()
     os.mkfifo(copy / "LICENSE")
     (finding,) = check_hashes(copy, "download")
-    assert "LICENSE missing" in finding.meaning
+    assert "Missing: LICENSE" in finding.meaning
     (copy / "SHA256SUMS").unlink()
     os.mkfifo(copy / "SHA256SUMS")
     (finding,) = check_hashes(copy, "download")
@@ -179,7 +179,7 @@ def test_every_tensor_that_is_not_finite_is_named(dtype: torch.dtype, tmp_path: 
         torch.save(stored, file)
     (finding,) = findings(verify_snapshot(source, run=False), "numbers")
     assert finding.status == "fault"
-    assert finding.meaning.startswith("wte.weight, h.1.attn.c_proj.weight, ln_f.bias hold NaN or infinity")
+    assert finding.meaning.startswith("NaN or infinity in wte.weight, h.1.attn.c_proj.weight, ln_f.bias: ")
 
 
 @pytest.mark.usefixtures("short_corpus")
@@ -237,7 +237,14 @@ def test_folder_that_is_no_snapshot(tmp_path: Path) -> None:
     assert "config.json" in report.findings[0].meaning
 
 
-def test_every_problem_of_a_broken_snapshot_is_a_row(tmp_path: Path) -> None:
+def test_wrong_generation_config_is_not_repaired_by_a_download(copy: Path) -> None:
+    change(copy / "generation_config.json", temperature=0.0)
+    (finding,) = verify_snapshot(copy).findings
+    assert finding.meaning.startswith("generation_config.json: temperature=0.0 must be")
+    assert finding.repair is None
+
+
+def test_every_problem_of_a_broken_snapshot_is_a_finding(tmp_path: Path) -> None:
     source = build_snapshot(tmp_path / "source", "safetensors-sharded")
     (source / "tokenizer.model").unlink()
     (source / "model-00002-of-00003.safetensors").unlink()
