@@ -1,6 +1,7 @@
-"""The command line `polylm`, also `python -m modelscope_polylm`: commands are named and put together here.
+"""The command line `polylm`, also `python -m modelscope_polylm`: its commands, and one line for each error.
 
-Nothing here or in the commands' modules imports torch or ModelScope before a command runs: `polylm --help` is quick.
+Neither this module nor those of the commands import torch or ModelScope before a command runs: `polylm --help` is
+quick.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from modelscope_polylm.cli.info import info
 from modelscope_polylm.cli.packages import package, upload, verify
 from modelscope_polylm.cli.tokens import tokens
 from modelscope_polylm.serve.command import serve
-from modelscope_polylm.terminal.errors import EXIT_CODES, WRONG_INPUT, report, reports_errors
-from modelscope_polylm.terminal.output import replace_unknown_characters, write_error
+from modelscope_polylm.terminal.errors import EXIT_CODES, WRONG_INPUT, handle_errors, print_error
+from modelscope_polylm.terminal.output import choose_encodings, write_error
 from modelscope_polylm.web.command import web
 
 UsageError: Any = typer.BadParameter.__base__  # typer has it from click, or a copy of its own
@@ -62,13 +63,13 @@ def _exit_code(run: Any) -> int:
         write_error(f"Error: {message}{ends} See `{program} --help`.")
         return WRONG_INPUT
     except (typer.Abort, KeyboardInterrupt):
-        return report(KeyboardInterrupt())
+        return print_error(KeyboardInterrupt())
     except BrokenPipeError as error:
-        return report(error)
+        return print_error(error)
     except SystemExit as end:  # typer and rich turn a closed pipe into one
         if not isinstance(end.__context__, BrokenPipeError):
             raise
-        return report(end.__context__)
+        return print_error(end.__context__)
     return code if isinstance(code, int) else 0
 
 
@@ -77,12 +78,12 @@ app = typer.Typer(
     cls=CommandGroup,
     help="PolyLM, a language model for 18 languages.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
     pretty_exceptions_enable=False,
 )
 for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload, data):
-    app.command()(reports_errors(command))
+    app.command()(handle_errors(command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -93,21 +94,24 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """PolyLM, a language model for 18 languages."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "polylm") -> None:
-    """Run the command line and end the process with an exit code of `reporting.EXIT_CODES`.
+    """Run the command line and end the process with an exit code of `terminal.errors.EXIT_CODES`.
 
     Args:
         arguments: what follows the program's name; that of this process if None.
         program: the name that help texts show.
     """
-    replace_unknown_characters()
+    choose_encodings()
     app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name=program)
 
 

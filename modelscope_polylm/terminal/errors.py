@@ -26,7 +26,7 @@ Exit codes:
 130  stopped by Ctrl-C
 141  the output's reader went away
 """
-"""The last two are those of a process that a signal ended, as shells report them."""
+"""The last two are what shells report of a process that a signal ended."""
 
 _DEBUG = inspect.Parameter(
     "debug",
@@ -36,7 +36,7 @@ _DEBUG = inspect.Parameter(
 )
 
 
-def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the option `--debug`: without it an error becomes one line on stderr and an exit code."""
 
     @functools.wraps(command)
@@ -51,13 +51,13 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except (Exception, KeyboardInterrupt) as error:
             if debug and not isinstance(error, (BrokenPipeError, KeyboardInterrupt)):
                 raise
-            raise typer.Exit(report(error)) from None
+            raise typer.Exit(print_error(error)) from None
 
     signature = inspect.signature(command, eval_str=True)
     return with_signature(run, signature.replace(parameters=[*signature.parameters.values(), _DEBUG]))
 
 
-def report(error: BaseException) -> int:
+def print_error(error: BaseException) -> int:
     """Say on stderr what happened, in one line; returns the exit code."""
     if isinstance(error, BrokenPipeError):
         discard_output()

@@ -77,11 +77,21 @@ def working(text: str) -> Iterator[None]:
         yield
 
 
-def replace_unknown_characters() -> None:
-    """Let a terminal or locale that lacks a character show a question mark, where Python would stop with an error."""
+def choose_encodings() -> None:
+    """Let no character get lost: what is not a terminal and lacks some gets UTF-8, and a terminal their escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            if not (is_terminal(stream) or _has_all_characters(stream.encoding)):
+                stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _has_all_characters(encoding: str) -> bool:
+    """Whether an encoding has a form for every character, as UTF-8, UTF-16 and GB 18030 have."""
+    try:
+        return bool("é北\U0001f600".encode(encoding))
+    except (LookupError, UnicodeEncodeError):
+        return False
 
 
 def discard_output() -> None:

@@ -42,6 +42,10 @@ def test_help_names_the_commands_and_the_exit_codes(polylm: Callable[..., Any]) 
         assert f"  {line}\n" in outcome.output
 
 
+def test_polylm_alone_shows_its_help(polylm: Callable[..., Any]) -> None:
+    assert polylm() == polylm("--help")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(polylm: Callable[..., Any], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
@@ -62,7 +66,7 @@ def test_version(polylm: Callable[..., Any]) -> None:
     assert polylm("--version").output == f"polylm {modelscope_polylm.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["generate", "--help"], ["batch", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     source = (
         "import sys\nfrom modelscope_polylm.__main__ import main\n"

@@ -23,8 +23,8 @@ def start(*arguments: str, **options: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(
     ("arguments", "first_bytes"),
-    [(GREEDY, 0), (GREEDY, 1), (LINES, 0), (("--help",), 0)],
-    ids=["stream", "stream after a byte", "lines", "help"],
+    [(GREEDY, 0), (GREEDY, 1), (LINES, 0), (("--help",), 0), ((), 0)],
+    ids=["stream", "stream after a byte", "lines", "help", "nothing"],
 )
 def test_reader_goes_away(arguments: tuple[str, ...], first_bytes: int) -> None:
     process = start(*arguments)
@@ -57,17 +57,38 @@ def test_closed_stdout() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_ascii_only() -> None:
-    done = run_polylm("tokens", "北京 é", env=environment(PYTHONIOENCODING="ascii"))
-    assert done.returncode == 0, done.stderr
-    assert "?" in done.stdout
-    assert len(done.stdout.splitlines()) >= 2
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_no_character_gets_lost_in_a_pipe(encoding: str) -> None:
+    for flags in ((), ("--json",)):
+        done = run_polylm("tokens", "北京 é", *flags, env=environment(PYTHONIOENCODING=encoding), encoding="utf-8")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "北京" in done.stdout and "é" in done.stdout
 
 
-@pytest.mark.parametrize("seconds", [0.7, 3.0])
-def test_interrupt(seconds: float) -> None:
+def test_an_encoding_that_has_all_characters_stays() -> None:
+    done = run_polylm("tokens", "北京 é", env=environment(PYTHONIOENCODING="gb18030"), encoding="gb18030")
+    assert "北京" in done.stdout and "é" in done.stdout
+
+
+def test_a_terminal_without_characters_shows_their_escapes() -> None:
+    with terminal("tokens", "北京 é", PYTHONIOENCODING="ascii") as screen:
+        assert screen.wait() == 0
+        assert "\\u5317\\u4eac" in screen.screen
+        assert "?" not in screen.screen
+
+
+@pytest.fixture(scope="module")
+def start_seconds() -> float:
+    """How long it takes on this machine, with its load, until a command begins; before that Python itself answers."""
+    begin = time.monotonic()
+    run_polylm("--version")
+    return 1.5 * (time.monotonic() - begin)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 3.0])
+def test_interrupt(seconds: float, start_seconds: float) -> None:
     process = start(*GREEDY[:3], "--max-new-tokens", "400", "--no-repeat-ngram-size", "1", *GREEDY[5:])
-    time.sleep(seconds)
+    time.sleep(start_seconds + seconds)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     if process.returncode == 0:  # it was quicker
