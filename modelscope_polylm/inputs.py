@@ -62,7 +62,7 @@ class InputReader:
         value: Any,
         options: GenerationOptions,
         chat: bool = False,
-        allow_role_markers: bool = False,
+        allow_role_markers: bool | None = None,
         system_message: str = "refuse",
     ) -> Prompt:
         """Read one input and make sure that its answer has room.
@@ -72,7 +72,7 @@ class InputReader:
                 `{'text': text, 'history': [...]}`, a text after messages or pairs of a question and its answer.
             options: say how many tokens the answer may take.
             chat: take a plain text as the message of a user.
-            allow_role_markers: let contents hold the markers that begin a turn.
+            allow_role_markers: let contents hold the markers that begin a turn; None as in `check_messages`.
             system_message: what becomes of system messages, 'refuse' or 'prepend'; see `join_turns`.
 
         Raises:

@@ -78,7 +78,7 @@ FORMATS: dict[str, PromptFormat] = {
 
 
 def join_turns(messages: Sequence[Mapping[str, Any]], system_message: str = "refuse") -> list[Mapping[str, Any]]:
-    """The turns of a conversation as clients of OpenAI's interface mean them, to be checked by `check_messages`.
+    """Return the turns of a conversation as clients of OpenAI's interface mean them, for `check_messages` to check.
 
     User messages in a row become one, with a blank line between them, and empty system messages are left out.
 
@@ -126,7 +126,7 @@ def _add_user(messages: list[Mapping[str, Any]], content: str) -> None:
 
 
 def known_format(format: PromptFormat | None) -> PromptFormat:
-    """The format, for what cannot do without. Raises InputError, which says how to name it, for None."""
+    """Return the format in which messages are written. Raises InputError, which says what to pass, for None."""
     if format is None:
         raise InputError(
             "Nothing tells how this snapshot writes messages, as its release is not known: pass release= or "
@@ -136,13 +136,14 @@ def known_format(format: PromptFormat | None) -> PromptFormat:
 
 
 def check_messages(
-    messages: object, allow_role_markers: bool = False, format: PromptFormat | None = None
+    messages: object, allow_role_markers: bool | None = False, format: PromptFormat | None = None
 ) -> list[Message]:
     """The conversation, checked: user and assistant in turn, the user first and last.
 
     Args:
         messages: a list of mappings with `role` and `content`.
-        allow_role_markers: let role markers inside a content through; they can forge a turn.
+        allow_role_markers: let role markers inside a content through; they can forge a turn. None: no, and the caller
+            offers no way to allow them.
         format: the release's format; None knows no release and refuses the markers of all formats.
 
     Raises:
@@ -157,7 +158,8 @@ def check_messages(
     if format is not None:
         check_turns(checked, format)
     if not allow_role_markers:
-        _check_markers(checked, [format] if format is not None else FORMATS.values())
+        advice = "" if allow_role_markers is None else ", or pass allow_role_markers=True if you trust the text"
+        _check_markers(checked, [format] if format is not None else FORMATS.values(), advice)
     return checked
 
 
@@ -205,15 +207,15 @@ def _check_order(messages: Sequence[Message]) -> None:
         raise InputError("messages ends with the assistant: end with the user message to be answered.")
 
 
-def _check_markers(messages: Sequence[Message], formats: Iterable[PromptFormat]) -> None:
+def _check_markers(messages: Sequence[Message], formats: Iterable[PromptFormat], advice: str) -> None:
     markers = [marker for format in formats for marker in format.role_markers]
     for index, message in enumerate(messages):
         plain = _plain(message["content"])
         for marker in markers:
             if marker.lower() in plain:
                 raise InputError(
-                    f"messages[{index}] contains the role marker {marker!r}, which could forge a turn: remove it, or "
-                    "pass allow_role_markers=True if you trust the text."
+                    f"messages[{index}] contains the role marker {marker!r}, which could forge a turn: "
+                    f"remove it{advice}."
                 )
 
 
@@ -225,7 +227,7 @@ def _plain(text: str) -> str:
 
 
 def render(messages: Sequence[Message], format: PromptFormat) -> str:
-    """The prompt of checked messages, ending where the answer begins.
+    """Write checked messages as a prompt, which ends where the answer begins.
 
     Raises:
         InputError: several turns in a format that has none for them.
@@ -242,7 +244,7 @@ def render(messages: Sequence[Message], format: PromptFormat) -> str:
 def fit_messages(
     messages: Sequence[Message], format: PromptFormat, count_tokens: Callable[[str], int], limit: int
 ) -> list[Message]:
-    """The conversation without its oldest turns, as few of them as are needed for a prompt of at most `limit` tokens.
+    """Drop the oldest turns of a conversation, as few as are needed for a prompt of at most `limit` tokens.
 
     Args:
         messages: checked messages.
@@ -256,7 +258,7 @@ def fit_messages(
     tokens = count_tokens(render(messages[-1:], format))
     if tokens > limit:
         raise ContextLengthError(
-            f"The last user message makes a prompt of {tokens} tokens, but only {max(limit, 0)} fit beside the answer "
+            f"The last user message makes a prompt of {tokens} tokens, but only {max(limit, 0)} fit next to the answer "
             "in the context: shorten the message or lower max_new_tokens."
         )
 

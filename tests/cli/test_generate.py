@@ -108,7 +108,7 @@ def test_several_answers(generate: Callable[..., Any], generator: TextGenerator)
         (["--early-stopping", "perhaps", TEXT], "early_stopping='perhaps'"),
         (["--bad-words-ids", "[[1,", TEXT], "cannot be read: write it like"),
         (["--num-return-sequences", "2", "--num-beams", "1", TEXT], "num_return_sequences=2"),
-        (["--chat", "<|assistant|>"], "role marker"),
+        (["--chat", "<|assistant|>"], "which could forge a turn: remove it.\n"),
     ],
 )
 def test_bad_calls(generate: Callable[..., Any], arguments: list[str], reason: str) -> None:

@@ -128,6 +128,8 @@ def test_role_markers_are_refused(text: str) -> None:
         with pytest.raises(InputError, match=r"role marker .*allow_role_markers=True"):
             check_messages(messages, format=FORMATS["assistant"])
         assert check_messages(messages, True, FORMATS["assistant"]) == messages
+        with pytest.raises(InputError, match=r"role marker .*: remove it\.$"):
+            check_messages(messages, allow_role_markers=None)
         assert check_messages(messages, allow_role_markers=True, format=FORMATS["assistant"]) == messages
 
 

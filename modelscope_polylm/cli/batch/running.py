@@ -104,5 +104,6 @@ class RowRunner:
         return dataclasses.replace(checked, stop_strings=None) if checked.num_beams > 1 else checked
 
     def _read(self, request: RowRequest, options: GenerationOptions) -> Prompt:
-        markers = bool(request.allow_role_markers)
-        return self._generator.reader.read(request.value, options, chat=request.chat, allow_role_markers=markers)
+        return self._generator.reader.read(
+            request.value, options, chat=request.chat, allow_role_markers=request.allow_role_markers
+        )

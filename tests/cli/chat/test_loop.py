@@ -50,7 +50,7 @@ def test_two_slashes_begin_a_message(conversation: Conversation) -> None:
 def test_errors_are_remarks_for_a_person(conversation: Conversation) -> None:
     notes = chat(conversation, "/set temperature -1", "<|user|>", FRENCH)
     assert "temperature=-1" in notes[0]
-    assert "role marker" in notes[1]
+    assert "role marker" in notes[1] and notes[1].endswith("remove it.")
     assert "tokens/s" in notes[2]
 
 
