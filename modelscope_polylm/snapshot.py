@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from modelscope_polylm.errors import OptionError, SnapshotError, shortened, shown, suggestion
 from modelscope_polylm.files import GIT_LFS_START, library_errors, open_untrusted, read_json
 from modelscope_polylm.generation.options import checked_value, option_fields
+from modelscope_polylm.network.adapter import ADAPTER_CONFIG, Adapter, check_base, read_adapter_config
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.weights import WeightFiles
 from modelscope_polylm.releases import RELEASES, Release, release_of_folder
@@ -48,6 +49,7 @@ class Snapshot:
         prompt_format: how messages become a prompt; None where nothing tells, so that only plain texts can be run.
         generation: default generation options under transformers' names, the end token corrected.
         release_source: what told the release, such as "configuration.json"; None where nothing did.
+        adapter: what is to be added to the weights when they are loaded.
     """
 
     folder: Path
@@ -58,10 +60,15 @@ class Snapshot:
     prompt_format: PromptFormat | None
     generation: dict[str, Any]
     release_source: str | None = None
+    adapter: Adapter | None = None
 
 
 def open_snapshot(
-    folder: str | Path, prompt_format: str | None = None, release: str | None = None, check_weights: bool = True
+    folder: str | Path,
+    prompt_format: str | None = None,
+    release: str | None = None,
+    check_weights: bool = True,
+    adapter: str | Path | None = None,
 ) -> Snapshot:
     """Open a model folder and check all of it, reading no more of the weights than their headers.
 
@@ -70,12 +77,17 @@ def open_snapshot(
         prompt_format: a name in `text.prompts.FORMATS`; what configuration.json or the release says if None.
         release: a name in `releases.RELEASES`; what configuration.json or the folder's name says if None.
         check_weights: False for a folder that is only needed for its texts, and may lack weights.
+        adapter: peft's folder of a low-rank adapter of this model. Its configuration.json, if it has one, tells the
+            prompt format that it was trained with. The folder of an adapter may also be given in place of the model,
+            if it names the folder of its base.
 
     Raises:
         SnapshotError: every problem of the folder, a line each.
-        OptionError: `prompt_format` or `release` is unknown.
+        OptionError: `prompt_format` or `release` is unknown, or the adapter is not one of this model.
     """
     folder = Path(folder).expanduser()
+    if adapter is None and _is_adapter(folder):
+        folder, adapter = _base_of(folder), folder
     _check_argument("release", release, RELEASES)
     _check_argument("prompt_format", prompt_format, FORMATS)
     _check_folder(folder)
@@ -87,6 +99,8 @@ def open_snapshot(
         problems += weight_files.problems(config) if config else weight_files.file_problems()
     problems += _vocabulary_problems(config, tokenizer)
     named = _try(lambda: _read_names(folder), problems) or {}
+    if adapter is not None:
+        named |= _read_names(Path(adapter).expanduser())
     own_options = _try(lambda: _read_generation_config(folder), problems) or {}
     if problems or config is None or tokenizer is None:
         raise _unusable(folder, problems)
@@ -102,7 +116,26 @@ def open_snapshot(
         prompt_format=FORMATS[format_name] if format_name else None,
         generation=generation,
         release_source=release_source,
+        adapter=None if adapter is None else _read_adapter(adapter, config, weight_files),
     )
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).exists() and not (folder / CONFIG).exists()
+
+
+def _base_of(folder: Path) -> Path:
+    """The folder of the model that an adapter was trained on."""
+    base = str(read_adapter_config(folder).get("base_model_name_or_path") or "a model that it does not name")
+    if (Path(base) / CONFIG).is_file():
+        return Path(base)
+    raise SnapshotError(f"{folder} is an adapter of {shown(base)}, not a model: load that with adapter={folder}.")
+
+
+def _read_adapter(folder: str | Path, config: PolyLMConfig, weight_files: WeightFiles) -> Adapter:
+    adapter = Adapter.read(folder, config)
+    check_base(adapter, weight_files)
+    return adapter
 
 
 def _check_argument(name: str, value: str | None, known: Collection[str]) -> None:
@@ -120,6 +153,12 @@ def _check_folder(folder: Path) -> None:
         raise SnapshotError(f"{folder} {found}. {WHAT_A_SNAPSHOT_IS}")
     if not (folder / CONFIG).exists():
         raise SnapshotError(f"{folder} has no {CONFIG}, so it is not a PolyLM snapshot. {WHAT_A_SNAPSHOT_IS}")
+    if (folder / ADAPTER_CONFIG).exists():
+        raise SnapshotError(
+            f"{folder} holds an adapter ({ADAPTER_CONFIG}) next to a model's weights, and nothing tells whether it is "
+            "already merged into them. Move the files of the adapter into a folder of their own; adapter=FOLDER, or "
+            "--adapter FOLDER, merges it when the model is loaded."
+        )
     if pointers := sorted(shown(path.name) for path in folder.iterdir() if _is_pointer(path)):
         files = "file is only a Git LFS pointer" if len(pointers) == 1 else "files are only Git LFS pointers"
         advice = f"run `git lfs pull` in {folder}, or download the snapshot again"

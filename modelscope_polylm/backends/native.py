@@ -44,6 +44,8 @@ class NativeBackend(Backend):
         check_memory(snapshot.config, dtype, device)
         self.config, self.device, self.dtype = snapshot.config, device, dtype
         weights = snapshot.weight_files.load(snapshot.config, device, dtype)
+        if snapshot.adapter is not None:
+            snapshot.adapter.merge_(weights)
         decoder = Decoder(snapshot.config, weights)
         check_plausibility(snapshot, decoder)
         self.engine = Engine(decoder, snapshot.tokenizer, max_rows, reuse_prefixes)

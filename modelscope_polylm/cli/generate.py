@@ -12,6 +12,7 @@ import typer
 from modelscope_polylm.errors import InputError
 from modelscope_polylm.files import decode_text
 from modelscope_polylm.terminal.flags import (
+    AdapterFlag,
     BackendFlag,
     DeviceFlag,
     DtypeFlag,
@@ -38,6 +39,7 @@ def generate(
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
     release: ReleaseFlag = None,
+    adapter: AdapterFlag = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take the text as a user's message.")] = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
@@ -51,7 +53,7 @@ def generate(
     (--num-beams 1 streams).
     """
     given = read_text(text, file)
-    generator = load_model(model, revision, device, dtype, backend, release)
+    generator = load_model(model, revision, device, dtype, backend, release, adapter)
     checked = generator.options(options)
     value = given.rstrip("\n") if chat else given
     prompt = generator.reader.read(value, checked, chat=chat)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from modelscope_polylm.releases import named_release
-from modelscope_polylm.terminal.flags import DeviceFlag, JsonFlag, RevisionFlag, complete_model
+from modelscope_polylm.terminal.flags import AdapterFlag, DeviceFlag, JsonFlag, RevisionFlag, complete_model
 from modelscope_polylm.terminal.models import find_model
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal, working, write
 
@@ -34,6 +34,7 @@ def package(
     max_shard_size: Annotated[str, typer.Option(help="Most bytes of one weight file.")] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the folder.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop also where random text is cut differently.")] = False,
+    adapter: AdapterFlag = None,
     revision: RevisionFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -47,7 +48,7 @@ def package(
 
     name = release or (known.name if known else None)
     with byte_progress("Writing weights") as progress:
-        report = package_snapshot(folder, out, dtype, name, max_shard_size, force, strict, progress)
+        report = package_snapshot(folder, out, dtype, name, max_shard_size, force, strict, progress, adapter)
     parts = {"folder": str(report.folder), "files": report.files, "size": report.size, "warnings": report.warnings}
     facts = {**parts, "strings": report.parity.total, "differences": list(map(str, report.parity.differences))}
     write(f"{json.dumps(facts, ensure_ascii=False) if as_json else report}\n")

@@ -53,7 +53,7 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
             model_dir: the folder.
             device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
             dtype, torch_dtype: two names of one thing, the precision; None is bfloat16 on CUDA and float32 on the CPU.
-            options: `backend`, `prompt_format`, `release` and the backend's own, as in `TextGenerator.load`.
+            options: `backend`, `prompt_format`, `release`, `adapter` and the backend's own, as in `TextGenerator.load`.
 
         Raises:
             SnapshotError: the folder is not a complete snapshot.
@@ -126,7 +126,8 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
             raise OptionError(f"save_pretrained has no option {unknown[0]!r}: it has {', '.join(known)}.")
         snapshot = self.generator.snapshot
         release = snapshot.release.name if snapshot.release else None
-        package_snapshot(snapshot.folder, target_folder, **{"release": release, **options})
+        adapter = snapshot.adapter.folder if snapshot.adapter else None
+        package_snapshot(snapshot.folder, target_folder, adapter=adapter, **{"release": release, **options})
 
     def forward(self, input: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
         """Generate from `{'input_ids': ..., 'attention_mask': ...}`; returns `{'sequences': ...}`, see `generate`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from modelscope_polylm.errors import DependencyError, OptionError
 from modelscope_polylm.serve.logs import FORMATS, LEVELS, configure_logs
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
+    AdapterFlag,
     ConfigFlag,
     DeviceFlag,
     DtypeFlag,
@@ -80,6 +82,7 @@ def serve(
     log_format: Annotated[str, typer.Option(help="text, or json: one object a line.")] = "text",
     revision: RevisionFlag = None,
     release: ReleaseFlag = None,
+    adapter: AdapterFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     options: dict[str, Any],
@@ -98,7 +101,7 @@ def serve(
     if backend == "vllm":
         native = {"metrics_key": metrics_key, "open_metrics": open_metrics or None, "cors_origin": cors_origin or None}
         _refuse_with_vllm({**given, **native, "revision": revision, "device": device, "dtype": dtype, "name": name})
-        _serve_with_vllm(model, host, port, keys, release, more or [])
+        _serve_with_vllm(model, host, port, keys, release, adapter, more or [])
     if more:
         raise OptionError(f"{more[0]} is a flag for vLLM: the native backend takes none after --.")
     require_serving()
@@ -108,7 +111,7 @@ def serve(
     metrics_keys = checked_keys([metrics_key] if metrics_key is not None else [])
     access = Access(keys, next(iter(metrics_keys), None), open_metrics, origins)
     names, limits = model_names(model, name), Limits(max_rows, max_queue, max_body)
-    generator = load_model(model, revision, device, dtype, release=release)
+    generator = load_model(model, revision, device, dtype, release=release, adapter=adapter)
     server = NativeServer(generator, names, access, limits, given, system_message)
     configure_logs(log_level, log_format)
     server.run(host, port)
@@ -159,11 +162,17 @@ def _refuse_with_vllm(flags: dict[str, Any]) -> None:
 
 
 def _serve_with_vllm(
-    model: str, host: str, port: int, keys: tuple[str, ...], release: str | None, more: list[str]
+    model: str,
+    host: str,
+    port: int,
+    keys: tuple[str, ...],
+    release: str | None,
+    adapter: Path | None,
+    more: list[str],
 ) -> None:
     from modelscope_polylm.serve.vllm_server import run_vllm_server
 
     if len(keys) > 1:
         raise OptionError("vLLM's server takes one key from --api-key: give further ones after --, as --api-key KEY.")
     key = next(iter(keys), None)
-    run_vllm_server(model, host=host, port=port, api_key=key, release=release, extra_arguments=more)
+    run_vllm_server(model, host=host, port=port, api_key=key, release=release, adapter=adapter, extra_arguments=more)

@@ -27,6 +27,7 @@ def run_vllm_server(
     port: int,
     api_key: str | None,
     release: str | None = None,
+    adapter: Path | None = None,
     extra_arguments: Sequence[str] = (),
 ) -> NoReturn:
     """Become vLLM's server, in the same process.
@@ -36,6 +37,7 @@ def run_vllm_server(
         host, port: where to listen.
         api_key: what clients have to send; None lets everybody in. It stays out of the list of processes.
         release: which release the model is, where its name does not tell.
+        adapter: the folder of a low-rank adapter, which is merged into a package of the model.
         extra_arguments: of `vllm serve`, after the others, so that they win.
 
     Raises:
@@ -45,7 +47,8 @@ def run_vllm_server(
     from modelscope_polylm.backends.vllm.engine import check_vllm
 
     check_vllm()  # before anything large is downloaded or written
-    command = vllm_command(find_model(model), model, host, port, release_name(model, release), extra_arguments)
+    name = release_name(model, release)
+    command = vllm_command(find_model(model), model, host, port, name, extra_arguments, adapter)
     environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ}
     if api_key is not None:
         environment["VLLM_API_KEY"] = api_key
@@ -53,13 +56,19 @@ def run_vllm_server(
 
 
 def vllm_command(
-    folder: Path, model: str, host: str, port: int, release: str | None, extra_arguments: Sequence[str] = ()
+    folder: Path,
+    model: str,
+    host: str,
+    port: int,
+    release: str | None,
+    extra_arguments: Sequence[str] = (),
+    adapter: Path | None = None,
 ) -> list[str]:
     """The command line of vLLM's server for a snapshot, packaged if vLLM cannot read it as it is."""
     from modelscope_polylm.packaging.cache import packaged_snapshot
     from modelscope_polylm.snapshot import open_snapshot
 
-    package = packaged_snapshot(folder, release)
+    package = packaged_snapshot(folder, release, adapter=adapter)
     flags = {
         "model": str(package),
         "host": host,

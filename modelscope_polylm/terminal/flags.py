@@ -205,6 +205,10 @@ ReleaseFlag = Annotated[
         autocompletion=complete_model,
     ),
 ]
+AdapterFlag = Annotated[
+    Path | None,
+    typer.Option("--adapter", help="Folder of a low-rank adapter, as `polylm finetune` writes, merged into the model."),
+]
 DeviceFlag = Annotated[
     str | None,
     typer.Option("--device", help="cpu, gpu, cuda:1, ...; a GPU if there is one.", autocompletion=complete_device),

@@ -36,6 +36,7 @@ def load_model(
     dtype: str | None = None,
     backend: str = "native",
     release: str | None = None,
+    adapter: Path | None = None,
 ) -> TextGenerator:
     """The model on its device, ready to generate.
 
@@ -43,13 +44,19 @@ def load_model(
         model, revision: what the user named.
         device, dtype, backend: as in `TextGenerator.load`.
         release: which release it is; what the name of the model says if None.
+        adapter: the folder of a low-rank adapter.
     """
     folder = find_model(model, revision)
     with working(f"Loading {model}"):
         from modelscope_polylm.generator import TextGenerator
 
         generator = TextGenerator.load(
-            folder, device=device, dtype=dtype, backend=backend, release=release_name(model, release)
+            folder,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            release=release_name(model, release),
+            adapter=adapter,
         )
     limit_threads(generator)
     return generator

@@ -20,6 +20,7 @@ from modelscope_polylm.errors import InputError
 from modelscope_polylm.text.prompts import ASSISTANT, Message, PromptFormat, render
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from modelscope_polylm.training.layouts import Record, TrainingMessage
+from modelscope_polylm.training.prepare import DataReport
 
 IGNORED = -100
 """A position's target where nothing is learnt, as in `torch.nn.functional.cross_entropy`."""
@@ -159,9 +160,9 @@ class EncodingReport:
     """What became of the records.
 
     Attributes:
-        records, examples: read, and made of them.
+        records, examples: that were to be encoded, and made of them.
         tokens, trained_tokens: of the examples; the latter are predicted.
-        left_out: records that make no example, by reason.
+        left_out: rows and records that make no example, by reason.
         shortened: conversations that lost their oldest turns.
         left_out_turns: those turns.
     """
@@ -185,6 +186,8 @@ class TokenFile:
         report: what became of the records.
     """
 
+    CONTENT = "tokens.bin"
+
     def __init__(self, folder: Path) -> None:
         """Open what `write` has written. Raises OSError where it is not complete."""
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
@@ -193,7 +196,7 @@ class TokenFile:
         self.offsets: NDArray[np.int64] = np.load(folder / "offsets.npy")
         self.records: NDArray[np.int32] = np.load(folder / "records.npy")
         self.languages: NDArray[np.int32] = np.load(folder / "languages.npy")
-        self._tokens: NDArray[np.int32] = np.memmap(folder / "tokens.bin", np.int32, "r").reshape(-1, 2)
+        self._tokens: NDArray[np.int32] = np.memmap(folder / self.CONTENT, np.int32, "r").reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -208,10 +211,16 @@ class TokenFile:
         return self._tokens[self.offsets[index] : self.offsets[index + 1]]
 
     @classmethod
-    def write(cls, folder: Path, records: Iterable[Record], encoder: RecordEncoder) -> TokenFile:
-        """Encode records into a folder, and open it.
+    def write(
+        cls, folder: Path, records: Iterable[Record], encoder: RecordEncoder, source: DataReport | None = None
+    ) -> TokenFile:
+        """Encode records into a folder, and open it. Memory grows by some 100 bytes for a record.
 
-        Memory grows by 24 bytes and a few Python numbers for a record.
+        Args:
+            folder: is made if needed.
+            records: what to encode.
+            encoder: makes the examples.
+            source: what was left out before the records came; it is counted, too.
 
         Raises:
             InputError: no record can be learnt.
@@ -219,7 +228,7 @@ class TokenFile:
         folder.mkdir(parents=True, exist_ok=True)
         report, language_numbers = EncodingReport(), dict[str, int]()
         lengths, numbers, languages = [0], list[int](), list[int]()
-        with (folder / "tokens.bin").open("wb", buffering=BUFFER_BYTES) as file:
+        with (folder / cls.CONTENT).open("wb", buffering=BUFFER_BYTES) as file:
             for number, record in enumerate(records):
                 for example in _examples(record, encoder, report):
                     file.write(np.array([example.ids, example.targets], np.int32).T.tobytes())
@@ -227,9 +236,11 @@ class TokenFile:
                     numbers.append(number)
                     name = record.language or UNKNOWN_LANGUAGE
                     languages.append(language_numbers.setdefault(name, len(language_numbers)))
+        for counts in source.counts.values() if source else ():
+            report.left_out.update(counts.left_out)
         if not numbers:
-            reasons = "; ".join(f"{count:,} of them: {reason}" for reason, count in report.left_out.most_common(3))
-            raise InputError(f"None of the {report.records:,} records can be learnt. {reasons}")
+            reasons = "; ".join(f"{count:,} left out: {reason}" for reason, count in report.left_out.most_common(3))
+            raise InputError(f"No record can be learnt. {reasons or 'The data are empty'}.")
         np.save(folder / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
         np.save(folder / "records.npy", np.array(numbers, np.int32))
         np.save(folder / "languages.npy", np.array(languages, np.int32))

@@ -86,6 +86,8 @@ def load_network(
         embd_pdrop=0.0,
         resid_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=snapshot.tokenizer.eos_token_id,
     )
     config._attn_implementation = attention_for(device, product_dtype, snapshot.config.head_dim)
     weights = snapshot.weight_files.load(snapshot.config, device, dtype)

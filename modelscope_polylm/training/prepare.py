@@ -140,7 +140,12 @@ def prepare_data(
     return report
 
 
-def read_data(data_sets: Iterable[DataSet], report: DataReport, progress: Progress) -> Iterator[tuple[str, Record]]:
+def read_data(
+    data_sets: Iterable[DataSet],
+    report: DataReport,
+    progress: Progress = lambda name, count: None,
+    keep_duplicates: bool = False,
+) -> Iterator[tuple[str, Record]]:
     """Yield the source and each record that is kept, and count all others in the report."""
     seen: dict[bytes, str] = {}
     for data_set in data_sets:
@@ -151,7 +156,9 @@ def read_data(data_sets: Iterable[DataSet], report: DataReport, progress: Progre
             for record in data_set.source.records(row, language):
                 counts = report.of(name, record.language)
                 counts.read += 1
-                reason = record.reason if isinstance(record, LeftOut) else _duplicate(record, name, seen)
+                reason = record.reason if isinstance(record, LeftOut) else None
+                if isinstance(record, Record) and not keep_duplicates:
+                    reason = _duplicate(record, name, seen)
                 if reason:
                     counts.left_out[reason] += 1
                 elif isinstance(record, Record):

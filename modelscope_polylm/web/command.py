@@ -11,6 +11,7 @@ import typer
 from modelscope_polylm.errors import DependencyError
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
+    AdapterFlag,
     BackendFlag,
     ConfigFlag,
     DeviceFlag,
@@ -37,6 +38,7 @@ def web(
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
     release: ReleaseFlag = None,
+    adapter: AdapterFlag = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
     origin: Annotated[
@@ -53,7 +55,7 @@ def web(
     require_gradio()
     origins = checked_origins("--origin", origin or [])
     check_address(host, port)
-    generator = load_model(model, revision, device, dtype, backend, release)
+    generator = load_model(model, revision, device, dtype, backend, release, adapter)
     serve_page(generator, host, port, at_once, waiting, origins)
 
 

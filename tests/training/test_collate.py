@@ -218,7 +218,7 @@ def test_examples_on_disk(tokens: TokenFile, tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"None of the 2 records can be learnt\. 2 of them: longer than"):
+    with pytest.raises(InputError, match=r"No record can be learnt\. 2 left out: longer than"):
         TokenFile.write(tmp_path, [conversation("long " * 600, "x")] * 2, ASSISTANT)
 
 

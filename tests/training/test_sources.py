@@ -41,7 +41,7 @@ def published(tmp_path: Path) -> dict[str, Path]:
 
 def kept(name: str, path: Path) -> tuple[list[Record], DataReport]:
     report = DataReport()
-    records = [record for _, record in read_data([DataSet(SOURCES[name], path)], report, lambda name, count: None)]
+    records = [record for _, record in read_data([DataSet(SOURCES[name], path)], report)]
     return records, report
 
 

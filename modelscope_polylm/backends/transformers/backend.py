@@ -74,6 +74,7 @@ class TransformersBackend(Backend):
             check_memory(snapshot.config, dtype, device)
         self.model = _load(snapshot, dtype, device_map={"": device} if device_map is None else device_map, **given)
         _check_finite(snapshot, self.model, dtype)
+        _merge_adapter(snapshot, self.model)
         self.device = _input_device(self.model)
         self._call = GenerateCall(self.model, snapshot.tokenizer, self.device)
         self._lock = threading.Lock()
@@ -189,6 +190,18 @@ def _load(snapshot: Snapshot, dtype: torch.dtype, **placement: Any) -> Any:
     model.generation_config = without_defaults()
     _tie_offloaded_head(model)
     return model.eval()
+
+
+def _merge_adapter(snapshot: Snapshot, model: Any) -> None:
+    if snapshot.adapter is None:
+        return
+    weights = {network_name(name): weight.data for name, weight in model.named_parameters()}
+    if any(weights[name].is_meta for name in snapshot.adapter.pairs):
+        raise OptionError(
+            "An adapter cannot be merged into weights that are kept out of memory: write a merged model first, with "
+            f"`polylm package {snapshot.folder} OUT --adapter {snapshot.adapter.folder}`."
+        )
+    snapshot.adapter.merge_(weights, transposed=True)
 
 
 def _tie_offloaded_head(model: Any) -> None:

@@ -12,6 +12,7 @@ import typer
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.terminal.errors import FAILED, INTERRUPTED
 from modelscope_polylm.terminal.flags import (
+    AdapterFlag,
     BackendFlag,
     DeviceFlag,
     DtypeFlag,
@@ -36,6 +37,7 @@ def batch(
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
     release: ReleaseFlag = None,
+    adapter: AdapterFlag = None,
     column: Annotated[str | None, typer.Option(help="Column or key with the text; 'text' if not given.")] = None,
     template: Annotated[str | None, typer.Option(help="The prompt, with {text} and {column} where they go.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take each text as a user's message.")] = False,
@@ -74,7 +76,7 @@ def batch(
     rows = BatchInput.find(source, encoding, format=format, delimiter=delimiter, columns=prompts.columns)
     job = BatchJob(rows, out, prompts, batch_size, overwrite, model_names(model, None))
     job.check()
-    generator = load_model(model, revision, device, dtype, backend, release)
+    generator = load_model(model, revision, device, dtype, backend, release, adapter)
     summary = job.run(generator, options)
     if summary["written"] < summary["lines"]:
         write_error(f"Interrupted: {summary['written']} lines are written, and the same command goes on after them.")

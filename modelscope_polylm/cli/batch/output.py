@@ -160,10 +160,11 @@ def settings_file(output: Path) -> Path:
 def model_settings(generator: TextGenerator, options: GenerationOptions) -> Settings:
     """What the answers depend on besides the input: the model, how it runs, all options in force."""
     values = dataclasses.asdict(options)
-    prompt_format = generator.snapshot.prompt_format
+    prompt_format, adapter = generator.snapshot.prompt_format, generator.snapshot.adapter
     settings = {
         "model": _model_mark(generator.snapshot.folder),
         "prompt_format": prompt_format.name if prompt_format else None,
+        "adapter": adapter.digest() if adapter else None,
     }
     running = {"backend": generator.backend.name, "dtype": str(generator.backend.dtype).removeprefix("torch.")}
     plain: Settings = json.loads(json.dumps({**settings, **running, **values}, default=repr))

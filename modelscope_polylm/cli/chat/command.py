@@ -12,6 +12,7 @@ from modelscope_polylm.cli.chat.commands import is_command, run_command
 from modelscope_polylm.conversation import Conversation, TurnStats
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.terminal.flags import (
+    AdapterFlag,
     BackendFlag,
     DeviceFlag,
     DtypeFlag,
@@ -34,6 +35,7 @@ def chat(
     model: ModelFlag = "tiny",
     revision: RevisionFlag = None,
     release: ReleaseFlag = None,
+    adapter: AdapterFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
@@ -56,7 +58,9 @@ def chat(
     from modelscope_polylm.conversation import Conversation
 
     def begin() -> Conversation:
-        return Conversation(load_model(model, revision, device, dtype, backend, release), options, system=system)
+        return Conversation(
+            load_model(model, revision, device, dtype, backend, release, adapter), options, system=system
+        )
 
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         run_chat(begin(), line_reader(), lambda text: None, interactive=False)

@@ -1,0 +1,179 @@
+"""The rows of a run: examples on disk, some held out, the others packed and put into an order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from modelscope_polylm.errors import InputError
+from modelscope_polylm.files import file_sha256, write_atomically
+from modelscope_polylm.training.collate import PackedRows, Packing, RecordEncoder, TokenFile, pack
+from modelscope_polylm.training.options import TrainingOptions
+from modelscope_polylm.training.prepare import DataReport, DataSet, read_data
+from modelscope_polylm.training.rows import data_files
+from modelscope_polylm.training.schedule import Curriculum, epochs_order, stages_order
+
+ONLY_GROUP = "data"
+STAMP = "stamp.json"
+
+
+class TokenStore:
+    """The examples of groups of data, each in a folder of its own, made anew where their files have changed.
+
+    Args:
+        folder: of all of them.
+        encoder: makes the examples.
+    """
+
+    def __init__(self, folder: Path, encoder: RecordEncoder) -> None:
+        self._folder, self._encoder = folder, encoder
+
+    def open(self, group: str, data_sets: Sequence[DataSet], may_write: bool = True) -> TokenFile:
+        """The examples of a group; another process may have made them where this one may not."""
+        folder, wanted = self._folder / group, self._stamp(data_sets)
+        is_same = wanted is not None and _read_json(folder / STAMP) == wanted
+        if is_same or not may_write:
+            return TokenFile(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        report = DataReport()
+        # who repeats a record in a file to train on may want that
+        records = (record for _, record in read_data(data_sets, report, keep_duplicates=True))
+        tokens = TokenFile.write(folder, records, self._encoder, report)
+        write_atomically(folder / STAMP, json.dumps(wanted))
+        return tokens
+
+    def digest(self, group: str) -> str:
+        """The sha256 of a group's tokens."""
+        return file_sha256(self._folder / group / TokenFile.CONTENT)
+
+    def _stamp(self, data_sets: Sequence[DataSet]) -> Any:
+        """Changes with the files that tokens are made of; None where rows come from elsewhere."""
+        sources: list[Any] = []
+        for data_set in data_sets:
+            if data_set.path is None:
+                return None
+            stats = [(str(file.resolve()), file.stat()) for file in data_files(data_set.path)]
+            sources.append([data_set.source.name, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
+        encoder = self._encoder
+        return [sources, encoder.length, encoder.prompt_format.name, encoder.end_in_history]
+
+
+class RunRows:
+    """The rows that a run reads, in order, and those that are held out.
+
+    Args:
+        tokens: examples by group of data.
+        data: a curriculum, or the data sets of ONLY_GROUP.
+        options: complete.
+        step_rows: rows of an optimizer step.
+
+    Attributes:
+        training: the rows in the order of the run.
+        held_out: rows to evaluate, by language.
+        held_out_records: how many records they hold.
+        fill: share of the places of distinct rows that hold tokens.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, TokenFile],
+        data: Sequence[DataSet] | Curriculum,
+        options: TrainingOptions,
+        step_rows: int,
+    ) -> None:
+        self._options, self._length = options, options.length or 0
+        self._packing: Packing = options.packing  # type: ignore[assignment]
+        chosen = {group: self._held_out(each) for group, each in tokens.items()}
+        groups = {group: self._packed(each, np.flatnonzero(~chosen[group])) for group, each in tokens.items()}
+        counts = {group: len(rows) for group, rows in groups.items()}
+        sizes = {group: _tokens_in(rows) for group, rows in groups.items()}
+        if not all(counts.values()):
+            raise InputError("All records are held out: lower the share of evaluation, or give more data.")
+        order = self._order(data, counts, sizes, step_rows)
+        self.training: Subset[dict[str, Any]] = Subset(_joined(list(groups.values())), order.tolist())
+        self.held_out = self._by_language(tokens, chosen)
+        self.held_out_records = sum(len(np.unique(each.records[chosen[group]])) for group, each in tokens.items())
+        self.fill = sum(sizes.values()) / (sum(counts.values()) * self._length)
+
+    def _held_out(self, tokens: TokenFile) -> NDArray[np.bool_]:
+        """Which examples are held out; those of one record go together."""
+        random = np.random.default_rng([self._options.seed, 1])
+        chosen: NDArray[np.bool_] = random.random(int(tokens.records.max()) + 1) < self._options.evaluation
+        return chosen[tokens.records]
+
+    def _packed(self, tokens: TokenFile, examples: NDArray[np.int64]) -> PackedRows:
+        rows = [[example] for example in range(len(examples))]
+        if self._packing != "none":
+            rows = pack(tokens.lengths[examples], self._length)
+        return PackedRows(tokens, [[int(examples[example]) for example in row] for row in rows], self._packing)
+
+    def _by_language(
+        self, tokens: Mapping[str, TokenFile], chosen: Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, Dataset[dict[str, Any]]]:
+        found: dict[str, list[PackedRows]] = {}
+        for group, each in tokens.items():
+            for number, language in enumerate(each.language_names):
+                examples = np.flatnonzero(chosen[group] & (each.languages == number))
+                if len(examples):
+                    found.setdefault(language, []).append(self._packed(each, examples))
+        return {language: _joined(rows) for language, rows in sorted(found.items())}
+
+    def _order(
+        self,
+        data: Sequence[DataSet] | Curriculum,
+        counts: Mapping[str, int],
+        sizes: Mapping[str, int],
+        step_rows: int,
+    ) -> NDArray[np.int64]:
+        options = self._options
+        limit = None if options.steps is None else options.steps * step_rows
+        if not isinstance(data, Curriculum):
+            count = counts[ONLY_GROUP]
+            return epochs_order(count, limit or max(1, round(options.epochs * count)), options.seed)
+        order = stages_order(data.stages, counts, sizes, options.seed)[:limit]
+        if not len(order):
+            raise InputError("The curriculum reads no row: raise the tokens of its stages.")
+        return order
+
+
+def groups_of(data: Sequence[DataSet] | Curriculum) -> dict[str, Sequence[DataSet]]:
+    """The data sets by group."""
+    return dict(data.groups) if isinstance(data, Curriculum) else {ONLY_GROUP: data}
+
+
+def open_tokens(
+    store: TokenStore,
+    data: Sequence[DataSet] | Curriculum,
+    may_write: bool = True,
+    check: Callable[[str, str], None] = lambda group, digest: None,
+) -> dict[str, TokenFile]:
+    """The examples of all groups; `check` gets each group and the digest of its tokens."""
+    tokens = {}
+    for group, data_sets in groups_of(data).items():
+        tokens[group] = store.open(group, data_sets, may_write)
+        check(group, store.digest(group))
+    return tokens
+
+
+def _joined(rows: Sequence[PackedRows]) -> Dataset[dict[str, Any]]:
+    joined: Dataset[dict[str, Any]] = ConcatDataset(rows)
+    return joined
+
+
+def _tokens_in(rows: PackedRows) -> int:
+    lengths = rows.tokens.lengths
+    return int(sum(lengths[example] for row in rows.rows for example in row))
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,410 @@
+"""A fine-tuning run: from a snapshot and data to an adapter or a tuned snapshot, continued where it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelscope_polylm.errors import DependencyError, DeviceError, OptionError
+from modelscope_polylm.files import lock, write_atomically
+from modelscope_polylm.training.collate import RecordEncoder, TokenFile
+from modelscope_polylm.training.dataset import RunRows, TokenStore, open_tokens
+from modelscope_polylm.training.options import TrainingOptions
+from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_available, memory_needed
+from modelscope_polylm.training.prepare import DataSet
+from modelscope_polylm.training.schedule import Curriculum
+
+if TYPE_CHECKING:
+    import torch
+
+    from modelscope_polylm.snapshot import Snapshot
+    from modelscope_polylm.training.trainer import FinetuneTrainer, Progress
+
+SMALL_MODEL = 50_000_000
+"""Fewer parameters make a model whose activations need not be computed again."""
+RUN, TOKENS, OUTPUT, LOCK = "run.json", "tokens", "output", ".lock"
+CHECKPOINTS_KEPT = 2
+SAMPLES = 2
+BETAS = (0.9, 0.95)
+LAST_RATE = 0.1
+"""The learning rate falls to this share of its peak, along a cosine (paper, section 3.3)."""
+LARGEST_GRADIENT = 1.0
+TARGETS = ["c_attn", "c_proj", "c_fc"]
+"""GPT-2's projections: queries, keys and values; outputs of attention and feed-forward; input of the latter."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do.
+
+    Attributes:
+        model: folder of the snapshot.
+        data: data sets, or a curriculum.
+        out: folder of the run; its result is in `out/output`.
+        options: of the training.
+        model_name: how an adapter names its base; the folder if None.
+        release, prompt_format: as in `TextGenerator.load`.
+        device, dtype: where it runs, and the precision of the products.
+    """
+
+    model: Path
+    data: Sequence[DataSet] | Curriculum
+    out: Path
+    options: TrainingOptions
+    model_name: str | None = None
+    release: str | None = None
+    prompt_format: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+def plan(job: Job) -> Plan:
+    """What the job would do; writes nothing. Raises as `finetune`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _Run(job).plan(Path(folder), SAMPLES)
+
+
+def finetune(
+    job: Job,
+    *,
+    force: bool = False,
+    announce: Callable[[Plan], None] = lambda plan: None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Path:
+    """Do a job; where an earlier run of the same job was interrupted, go on from its last checkpoint.
+
+    Args:
+        job: what to do.
+        force: remove another run from the folder.
+        announce: called with the plan before anything is trained.
+        report: called as the run goes on.
+
+    Returns:
+        The folder `out/output`: peft's adapter, or a snapshot.
+
+    Raises:
+        OptionError: an option, or a folder that holds another run or is in use.
+        InputError: data that cannot be read or learnt.
+        SnapshotError: a model that cannot be used.
+        DeviceError: no room on the device.
+        DownloadError: the disk is full.
+        DependencyError: peft is missing.
+        PolyLMError: the loss is not finite.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    with _locked(job.out), _device_errors():
+        run = _Run(job)
+        run.claim_folder(force)
+        announce(run.plan(job.out / TOKENS, 0))
+        if not run.output.is_dir():
+            run.train(report)
+        return run.output
+
+
+def evaluate(job: Job) -> dict[str, float]:
+    """Mean loss of the held-out records by the last checkpoint: 'eval_loss', and 'eval_loss_de' for each language."""
+    with _device_errors():
+        run = _Run(job)
+        run.plan(job.out / TOKENS, 0)
+        return run.evaluate()
+
+
+class _Run:
+    """One run: a method for each step."""
+
+    def __init__(self, job: Job) -> None:
+        from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype
+        from modelscope_polylm.snapshot import open_snapshot
+        from modelscope_polylm.text.prompts import known_format
+
+        if job.options.method == "lora" and importlib.util.find_spec("peft") is None:
+            raise DependencyError("LoRA needs peft: pip install 'modelscope-polylm[train]'.")
+        self.job, self.output = job, job.out / OUTPUT
+        self.snapshot: Snapshot = open_snapshot(job.model, prompt_format=job.prompt_format, release=job.release)
+        self.prompt_format = known_format(self.snapshot.prompt_format)
+        config = self.snapshot.config
+        small = config.parameters < SMALL_MODEL
+        self.options = job.options.for_model(config.hidden_size, config.max_positions, small)
+        self.processes, self.is_main = int(os.environ.get("WORLD_SIZE", "1")), _is_main()
+        self.device = _process_device(choose_device(job.device))
+        self.dtype = choose_dtype(job.dtype, self.device)
+        check_precision(self.dtype, self.device)
+        self.rows: RunRows
+
+    def identity(self) -> dict[str, Any]:
+        """What a run may only be continued with."""
+        from modelscope_polylm.network.adapter import base_fingerprint
+
+        data = self.job.data
+        identity = {
+            "model": base_fingerprint(self.snapshot.weight_files),
+            "prompt_format": self.prompt_format.name,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "stages": [vars(stage) for stage in data.stages] if isinstance(data, Curriculum) else [],
+            **dataclasses.asdict(self.options),
+        }
+        return dict(json.loads(json.dumps(identity)))
+
+    def claim_folder(self, force: bool) -> None:
+        """Note this run in its folder. Raises OptionError where that holds another one, unless `force` removes it."""
+        wanted = self.identity()
+        with self._main_first():
+            if not self.is_main:
+                return
+            found = self._noted()
+            if force:
+                self._clear()
+            elif found is None and (others := [path.name for path in self.job.out.iterdir() if path.name != LOCK]):
+                raise OptionError(f"{self.job.out} holds something else ({others[0]}): name an empty folder.")
+            elif found is not None:
+                self._check_same({name: found.get(name) for name in wanted}, wanted)
+            self._note({**({} if force else found or {}), **wanted})
+
+    def _check_same(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        changes = [
+            f"{name} {found[name]!r:.40}, not {wanted[name]!r:.40}" for name in wanted if found[name] != wanted[name]
+        ]
+        if changes:
+            raise OptionError(
+                f"{self.job.out} holds another run, with {'; '.join(changes)}: name another folder, or --force to "
+                "remove it."
+            )
+
+    def _check_data(self, group: str, digest: str) -> None:
+        """Note what the data are. Raises OptionError where the run was begun with others."""
+        noted = self._noted()
+        if noted is None or not self.is_main:  # it is only planned, or checked elsewhere
+            return
+        known = noted.setdefault("data", {})
+        if known.get(group, digest) != digest:
+            shutil.rmtree(self.job.out / TOKENS)
+            raise OptionError(
+                f"{self.job.out} holds a run with other data: name another folder, or --force to remove it."
+            )
+        self._note({**noted, "data": {**known, group: digest}})
+
+    def _noted(self) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads((self.job.out / RUN).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        write_atomically(self.job.out / RUN, json.dumps(facts, indent=2) + "\n")
+
+    def _clear(self) -> None:
+        for path in self.job.out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _main_first(self) -> Iterator[None]:
+        """Let the main process go first, and the others find what it has done."""
+        if self.processes == 1:
+            yield
+            return
+        from accelerate import PartialState
+
+        with PartialState(cpu=self.device.type == "cpu").main_process_first():
+            yield
+
+    def plan(self, folder: Path, samples: int) -> Plan:
+        """Read the data into a folder, order the rows, and estimate what the run needs."""
+        options, config = self.options, self.snapshot.config
+        chosen = options.end_in_history
+        in_history = self.prompt_format.end_in_history if chosen is None else chosen
+        encoder = RecordEncoder(self.snapshot.tokenizer, self.prompt_format, options.length or 0, in_history)
+        with self._main_first():
+            tokens = open_tokens(TokenStore(folder, encoder), self.job.data, self.is_main, self._check_data)
+        step_rows = options.micro_batches(self.processes) * options.device_rows * self.processes
+        self.rows = RunRows(tokens, self.job.data, options, step_rows)
+        self.steps = -(-len(self.rows.training) // step_rows)
+        trained = adapter_parameters(config, options.lora_rank) if options.method == "lora" else config.parameters
+        return Plan(
+            counts={group: each.report for group, each in tokens.items()},
+            rows=len(self.rows.training),
+            held_out=self.rows.held_out_records,
+            fill=self.rows.fill,
+            steps=self.steps,
+            step_rows=step_rows,
+            parameters=config.parameters,
+            trained_parameters=trained,
+            memory=memory_needed(config, options, trained, 4 if options.method == "full" else self.dtype.itemsize),
+            available=memory_available(self.device),
+            samples=self._samples(next(iter(tokens.values())), samples),
+        )
+
+    def _samples(self, tokens: TokenFile, count: int) -> list[str]:
+        return [marked_sample(tokens, index, self.snapshot.tokenizer) for index in range(min(count, len(tokens)))]
+
+    def train(self, report: Callable[[Progress], None]) -> None:
+        """Train from the start or the last checkpoint, and write the result."""
+        from modelscope_polylm.training.result import write_adapter, write_snapshot
+        from modelscope_polylm.training.trainer import last_checkpoint
+
+        trainer = self.trainer(report)
+        last = last_checkpoint(self.job.out)
+        with _own_dtypes(trainer.model):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if not self.is_main:
+            return
+        if self.options.method == "lora":
+            write_adapter(trainer.accelerator.unwrap_model(trainer.model_wrapped), state, self.snapshot, self.output)
+        else:
+            write_snapshot(state, self.snapshot, self.output)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the held-out records with the last checkpoint."""
+        from modelscope_polylm.training.trainer import last_checkpoint
+
+        if not self.rows.held_out:
+            raise OptionError("No record is held out: train with evaluation=0.01 or another share.")
+        last = last_checkpoint(self.job.out)
+        if last is None:
+            raise OptionError(f"{self.job.out} has no checkpoint: train first.")
+        trainer = self.trainer(lambda progress: None)
+        trainer._load_from_checkpoint(str(last))
+        with _own_dtypes(trainer.model):
+            return trainer.evaluate()
+
+    def trainer(self, report: Callable[[Progress], None]) -> FinetuneTrainer:
+        """The network and its Trainer, as they are before the first step."""
+        import torch
+        from transformers import set_seed
+
+        from modelscope_polylm.training.network import load_network
+        from modelscope_polylm.training.trainer import FinetuneTrainer
+
+        arguments, is_full = self._arguments(), self.options.method == "full"
+        set_seed(self.options.seed)
+        by_parts = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # accelerate sends each device its part
+        device = torch.device("cpu") if by_parts else arguments.device
+        network = load_network(self.snapshot, device, torch.float32 if is_full else self.dtype, self.dtype)
+        network.keep_residual_in(torch.float32 if self.options.residual == "float32" else None)
+        if self.options.checkpointing:
+            renamed = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
+            (renamed or network.gradient_checkpointing_enable)({"use_reentrant": False})
+        model = network if is_full else self._with_adapter(network)
+        return FinetuneTrainer(model, arguments, self.rows.training, self.rows.held_out, report)
+
+    def _with_adapter(self, network: Any) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        options = self.options
+        settings: dict[str, Any] = {
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.job.model_name or str(self.snapshot.folder.resolve()),
+            "r": options.lora_rank,
+            "lora_alpha": options.lora_alpha,
+            "lora_dropout": options.lora_dropout,
+            "target_modules": TARGETS,
+            "fan_in_fan_out": True,  # GPT-2's Conv1D
+        }
+        network.name_or_path = settings["base_model_name_or_path"]  # peft takes it from there
+        return get_peft_model(network, LoraConfig(**settings))
+
+    def _arguments(self) -> Any:
+        from transformers import TrainingArguments
+
+        options = self.options
+        arguments: Any = TrainingArguments(
+            output_dir=str(self.job.out),
+            use_cpu=self.device.type == "cpu",
+            bf16=str(self.dtype) == "torch.bfloat16",
+            per_device_train_batch_size=options.device_rows,
+            per_device_eval_batch_size=options.device_rows,
+            gradient_accumulation_steps=options.micro_batches(self.processes),
+            max_steps=self.steps,
+            learning_rate=options.learning_rate or 0.0,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": LAST_RATE},
+            warmup_steps=round(options.warmup * self.steps),
+            weight_decay=options.weight_decay,
+            adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1],
+            max_grad_norm=LARGEST_GRADIENT,
+            seed=options.seed,
+            data_seed=options.seed,
+            logging_steps=options.log_every,
+            logging_nan_inf_filter=False,
+            eval_strategy="steps" if self.rows.held_out else "no",
+            eval_steps=options.evaluate_every,
+            save_strategy="steps",
+            save_steps=options.save_every,
+            save_total_limit=CHECKPOINTS_KEPT,
+            remove_unused_columns=False,
+            report_to=["tensorboard"] if importlib.util.find_spec("tensorboard") else [],
+            disable_tqdm=True,
+            dataloader_pin_memory=self.device.type == "cuda",
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are several processes, by `accelerate launch`
+        return arguments
+
+
+def _is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _process_device(device: torch.device) -> torch.device:
+    """The device of this process, where `accelerate launch` has started several; transformers is told a single one."""
+    import torch
+
+    if device.type == "cuda":
+        if "LOCAL_RANK" in os.environ:
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
+    return device
+
+
+@contextlib.contextmanager
+def _own_dtypes(model: Any) -> Iterator[None]:
+    """Leave the dtype of an adapter's inputs to autocast; peft would make them fp32 first, and autocast bf16 again."""
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raise OptionError where another run writes into the folder."""
+
+    def refuse() -> None:
+        raise OptionError(f"Another run is writing to {folder}: wait for its end, or name another folder.")
+
+    if not _is_main():  # the main process holds it for all
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        lock(file.fileno(), refuse)
+        yield
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            "The device ran out of memory: lower --device-rows or --length, switch --checkpointing on, train an "
+            "adapter (--method lora), or spread the model by `accelerate launch` with FSDP."
+        ) from error

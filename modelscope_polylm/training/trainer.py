@@ -1,0 +1,257 @@
+"""transformers' Trainer for PolyLM: exact sums of losses, a fixed order of rows, and errors that stop a run in time."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from modelscope_polylm.errors import DownloadError, PolyLMError
+from modelscope_polylm.training.collate import IGNORED, collate
+
+STATE = "trainer_state.json"
+"""Written last into a checkpoint's folder."""
+SHOWN_RECORDS = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step, steps: optimizer steps done, and of the whole run.
+        loss: mean over the tokens learnt since the last report; None before the first one.
+        tokens_per_second: of this process group, padding not counted, since the last report.
+        seconds_left: by the speed so far.
+        evaluation: mean losses of the held-out records by language, where they were computed at this step.
+    """
+
+    step: int
+    steps: int
+    loss: float | None = None
+    tokens_per_second: float = 0.0
+    seconds_left: float = math.inf
+    evaluation: Mapping[str, float] | None = None
+
+
+class FinetuneTrainer(Trainer):  # type: ignore[misc]
+    """Trains a `TrainedGPT2`, plain or within peft.
+
+    Rows come in the order of the data set, which holds every row of the run. The loss of a step is the mean over all
+    its tokens to learn, however they are spread over rows and processes.
+
+    Args:
+        model: the network.
+        args: the settings.
+        train_dataset: the rows of the whole run, in order.
+        evaluation: held-out rows by language.
+        report: called after steps that are logged, and after evaluations.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        train_dataset: Dataset[Any],
+        evaluation: Mapping[str, Dataset[Any]] | None = None,
+        report: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.evaluation = dict(evaluation or {})
+        super().__init__(
+            model,
+            args,
+            collate,
+            train_dataset,
+            # transformers asks for some data set where it is to evaluate
+            eval_dataset=next(iter(self.evaluation.values()), None),
+            callbacks=[_Reporter(self, report), _GradientCheck(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.tokens_seen = 0
+        self.records: list[int] = []
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints go."""
+        return Path(str(self.args.output_dir))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The batches of one optimizer step, and how many tokens they learn in all processes."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        counts = [torch.zeros(2, dtype=torch.int64, device=device), *(_token_counts(batch) for batch in batches)]
+        learnt, seen = self.accelerator.reduce(torch.stack([each.to(device) for each in counts]).sum(0)).unbind()
+        self.tokens_seen += int(seen)
+        return batches, learnt
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The share of a batch in the step's mean loss. Raises PolyLMError for a loss that is not finite."""
+        self.records = inputs.pop("records")
+        total = model(**inputs)["loss"]
+        if not total.isfinite():
+            raise PolyLMError(self._not_finite(f"the loss is {total.item()}"))
+        count = (inputs["shift_labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        # the gradients of several processes are averaged
+        loss = total / count * self.accelerator.num_processes
+        return (loss, {"loss": total}) if return_outputs else loss
+
+    def _not_finite(self, what: str) -> str:
+        numbers = ", ".join(map(str, self.records[:SHOWN_RECORDS]))
+        more = f" and {len(self.records) - SHOWN_RECORDS} more" if len(self.records) > SHOWN_RECORDS else ""
+        last = last_checkpoint(self.folder)
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        return (
+            f"At step {self.state.global_step + 1} {what}, in the batch of the records {numbers}{more} (counted from "
+            f"0); {kept}. Look at these records, lower the learning rate, or keep the residual stream in float32."
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean losses of the held-out records: 'eval_loss', and 'eval_loss_de' for each language."""
+        sums = {language: self._summed_loss(rows) for language, rows in self.evaluation.items()}
+        metrics = {f"{metric_key_prefix}_loss_{name}": float(loss / count) for name, (loss, count) in sums.items()}
+        if sums:
+            loss, count = torch.stack([torch.stack(pair) for pair in sums.values()]).sum(0)
+            metrics[f"{metric_key_prefix}_loss"] = float(loss / count)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _summed_loss(self, rows: Dataset[Any]) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of all tokens to learn, and their number."""
+        model: Any = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in self.get_eval_dataloader(rows):
+            batch = self._prepare_inputs(batch)
+            batch.pop("records")
+            with self.accelerator.autocast():
+                loss = model(**batch)["loss"]
+            sums += torch.stack([loss.double(), (batch["shift_labels"] != IGNORED).sum().double()])
+        model.train(was_training)
+        loss, count = self.accelerator.reduce(sums)
+        return loss, count
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = self.folder / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            last = last_checkpoint(self.folder)
+            kept = f"{last} stays: make room, and the same command goes on from there" if last else "make room"
+            raise DownloadError(f"{folder} cannot be written ({_reason(error)}); {kept}.") from error
+
+
+def _token_counts(batch: Mapping[str, Tensor]) -> Tensor:
+    # -> [2]: tokens to learn, and tokens without padding, which predicts nothing and sees only itself
+    learnt = batch["shift_labels"] != IGNORED
+    padding = batch["input_ids"].eq(0) & ~learnt
+    return torch.stack([learnt.sum(), (~padding).sum()])
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error of a library that writes files comes from a disk that is full or failing."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    text = str(error)
+    return any(sign in text for sign in ("No space left", "PytorchStreamWriter", "file write failed", "Disk quota"))
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that is complete; None if there is none."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    return next((checkpoint for checkpoint in checkpoints if _is_complete(checkpoint)), None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and state.get("global_step") == _step_of(checkpoint)
+
+
+class _GradientCheck(TrainerCallback):  # type: ignore[misc]
+    """Stops before gradients that are not finite reach the weights."""
+
+    def __init__(self, trainer: FinetuneTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: Any = self._trainer.model
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            raise PolyLMError(self._trainer._not_finite("the gradients are not finite"))
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]
+    """Tells how the run goes, from the main process."""
+
+    def __init__(self, trainer: FinetuneTrainer, report: Callable[[Progress], None]) -> None:
+        self._trainer, self._report = trainer, report
+        self._begun = self._last = time.perf_counter()
+        self._first_step = self._tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun = self._last = time.perf_counter()
+        self._first_step, self._tokens = state.global_step, self._trainer.tokens_seen
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        now, tokens = time.perf_counter(), self._trainer.tokens_seen
+        speed = (tokens - self._tokens) / max(now - self._last, 1e-9)
+        self._last, self._tokens = now, tokens
+        done = max(state.global_step - self._first_step, 1)
+        left = (now - self._begun) / done * (state.max_steps - state.global_step)
+        logs["tokens_per_second"] = speed
+        self._report(Progress(state.global_step, state.max_steps, logs["loss"], speed, left))
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and metrics:
+            prefix = "eval_loss_"
+            losses = {name.removeprefix(prefix): loss for name, loss in metrics.items() if name.startswith(prefix)}
+            self._report(Progress(state.global_step, state.max_steps, evaluation=losses))
