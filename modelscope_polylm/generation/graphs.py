@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ class GraphCache:
         self._warm: set[Hashable] = set()
         # the one used last stands last
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        self._pool: Any = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -49,9 +50,12 @@ class GraphCache:
     def clear(self) -> None:
         """Drop all graphs, because memory that they use was moved."""
         self._graphs.clear()
+        self._pool = None
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
+        # a pool goes with the last of its graphs
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         # other threads may allocate while this one captures
         with _capture_lock, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()

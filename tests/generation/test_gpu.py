@@ -1,4 +1,4 @@
-"""On a CUDA device: fp32 ids equal transformers', captured steps serve other calls, bf16 logits are closer."""
+"""On a CUDA device: ids equal transformers', answers are bit-equal in any company, captured steps serve other calls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from modelscope_polylm.generation.graphs import SHORT_PROMPTS
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.requests import Request, checked_requests
+from modelscope_polylm.generation.runner import SHORT_PREFILLS
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.gpt2 import Decoder
-from tests.generation.models import TURNED, engine_of, generate
+from modelscope_polylm.network.gpt2 import Decoder, prefill_whole
+from tests.generation.models import TRANSPOSED, engine_of, generate
 from tests.generation.random_gpt2 import END_TOKENS, PROMPTS, VOCABULARY, random_model
 from tests.generation.test_parity import TABLE, options_of, reference
 from tests.network.kernels.random_tensors import relative_error
@@ -58,11 +60,50 @@ def test_prompts_of_any_length_alone(beams):
     model = random_model(positions=400)
     engine = engine_of(model, "cuda")
     options = options_of({"max_new_tokens": 12, "num_beams": beams, "beam_rules": "5"})
-    edges = (length + more for length in SHORT_PROMPTS for more in (-1, 0, 1))
+    edges = (length + more for length in SHORT_PREFILLS for more in (-1, 0, 1))
     for length in (300, *edges, 1, 2):
         prompt = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)).tolist()
         answers = generate(engine, [prompt], **options)[0]
         assert [answer.ids for answer in answers] == reference(model, prompt, options), f"{length} tokens"
+
+
+COMPANY: list[dict] = [
+    {},
+    {"num_beams": 4, "early_stopping": True},
+    {"do_sample": True, "seed": 3, "top_k": 20},
+    {"repetition_penalty": 1.2},
+    {"num_beams": 3, "no_repeat_ngram_size": 2},
+    {"do_sample": True, "seed": 4, "num_return_sequences": 3},
+]
+
+
+def company(decoder: Decoder, count: int) -> list[Request]:
+    """Requests of all kinds, with prompts and answers of different lengths."""
+    source = torch.Generator().manual_seed(5)
+    options, prompts = [], []
+    for index in range(count):
+        length, limit = (int(torch.randint(1, 90, (), generator=source)) for _ in range(2))
+        prompts.append(torch.randint(4, decoder.config.vocab_size, (length,), generator=source).tolist())
+        case = {**COMPANY[index % len(COMPANY)], "max_new_tokens": limit, "eos_token_id": END_TOKENS[:1]}
+        options.append(GenerationOptions.from_layers({**case, "output_logprobs": True}))
+    return checked_requests(prompts, options, decoder.config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="needs Hopper or later"
+)
+def test_answers_are_bit_equal_in_any_company(dtype):
+    """Alone, in company, put back and recomputed, with and without prefix reuse: the same ids, scores and numbers."""
+    model = random_model(**{**WIDE, "positions": 256})
+    engine = engine_of(model, "cuda", dtype)
+    requests = company(engine.decoder, 48)
+    alone = [engine.submit([request], partial=False).completions()[0] for request in requests]
+    assert engine.submit(requests, partial=False).completions() == alone
+    assert engine.submit(requests[::-1], partial=True, at_once=7).completions()[::-1] == alone
+    small = engine_of(model, "cuda", dtype, max_pages=60, reuse_prefixes=False)
+    assert small.submit(requests, partial=False).completions() == alone
+    assert small.status().put_backs > 0
 
 
 NOT_REACHED = pytest.mark.xfail(raises=AssertionError, strict=True, reason="0.582 on an H100: benchmarks/RESULTS.md")
@@ -77,7 +118,8 @@ def test_error_of_bf16_logits_beside_that_of_transformers(layers):
         exact = logits_in_fp32(model, ids)
         error = {"theirs": relative_error(model(ids).logits[0], exact)}
         decoder = decoder_of(model)
-        error["ours"] = relative_error(decoder.prefill(ids)[0].float() @ decoder.embedding.float().t(), exact)
+        hidden = prefill_whole(decoder, ids[0].tolist())
+        error["ours"] = relative_error(hidden.float() @ decoder.embedding.float().t(), exact)
     print(f"{layers} layers, relative error of bf16 logits: {error}, ratio {error['ours'] / error['theirs']:.3f}")
     assert error["ours"] <= 0.5 * error["theirs"]
 
@@ -107,6 +149,6 @@ def decoder_of(model: GPT2LMHeadModel) -> Decoder:
     """Our decoder, which takes the model's weights over one by one."""
     weights = {}
     for name, parameter in model.transformer.named_parameters():
-        weights[name] = parameter.data.t().contiguous() if name.endswith(TURNED) else parameter.data
+        weights[name] = parameter.data.t().contiguous() if name.endswith(TRANSPOSED) else parameter.data
         parameter.data = torch.empty(0)
     return Decoder(PolyLMConfig.from_dict(model.config.to_dict()), weights)
