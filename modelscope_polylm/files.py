@@ -41,7 +41,7 @@ def open_untrusted(path: Path) -> BinaryIO:
 
 
 def read_untrusted(path: Path, limit: int) -> bytes:
-    """The contents of a file of at most `limit` bytes that may come from a stranger.
+    """Read a file of at most `limit` bytes that may come from a stranger.
 
     Raises:
         SnapshotError: as `open_untrusted`; the file is larger, or only a Git LFS pointer.
@@ -57,7 +57,7 @@ def read_untrusted(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
-    """The value in a JSON file that may come from a stranger.
+    """Read a JSON file that may come from a stranger.
 
     Raises:
         SnapshotError: as `read_untrusted`; or it is not JSON, or nested too deeply.
@@ -70,7 +70,7 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The path of a file that a snapshot names, directly in its folder.
+    """Return the path of a file that a snapshot names, directly in its folder.
 
     Raises:
         SnapshotError: the name is empty, too long, or leads elsewhere.

@@ -161,13 +161,13 @@ RELEASES: dict[str, Release] = {
 
 
 def named_release(name: str) -> Release | None:
-    """The release with this short name, in any case, or with exactly this hub id; None if there is none."""
+    """Find the release with this short name, in any case, or with exactly this hub id; None if there is none."""
     matches = (release for release in RELEASES.values() if name.lower() == release.name or name in release.hub_ids)
     return next(matches, None)
 
 
 def release_of_folder(folder: str | PurePath) -> Release | None:
-    """The release that a folder is by its name, if it has the one that a hub or its client gave it, or None.
+    """Find the release that a folder holds by the name that a hub or its client gave it, or None.
 
     Known are `.../nlp_polylm_13b_text_generation` as well as the folders of caches, such as
     `damo--nlp_polylm_13b_text_generation/snapshots/v1.0.3` and `models--DAMO-NLP-MT--polylm-13b/snapshots/...`.

@@ -47,7 +47,7 @@ class Memory:
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
-    """The device for a name such as 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
+    """Return the device for a name such as 'gpu', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
 
     On a host without CUDA, 'gpu' and 'cuda' without a number mean the CPU, as in ModelScope; that is logged.
 
@@ -74,7 +74,7 @@ def choose_device(name: str | torch.device | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The precision of the weights: as asked for, else bfloat16 on CUDA and float32 on the CPU.
+    """Return the precision of the weights: as asked for, otherwise bfloat16 on CUDA and float32 on the CPU.
 
     float16 warns: PolyLM was trained in bfloat16, and its activations overflow float16's range.
 
@@ -131,7 +131,7 @@ def check_memory(config: PolyLMConfig, dtype: torch.dtype, device: torch.device)
 
 
 def memories() -> list[Memory]:
-    """RAM, within a container's limit, and every GPU."""
+    """List the RAM, within a container's limit, and every GPU."""
     return [_ram(), *_gpus()]
 
 

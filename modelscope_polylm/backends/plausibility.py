@@ -1,4 +1,4 @@
-"""Refuses weights of a class that is not GPT-2's own, if the network cannot make sense of text with them."""
+"""Refuses weights of a class other than GPT-2's own if the network, run as GPT-2, does not predict text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_plausibility(snapshot: Snapshot, decoder: Decoder) -> None:
 
 
 def translation_loss(decoder: Decoder, tokenizer: PolyLMTokenizer) -> float:
-    """Nats per token of the right translations of a sentence into 17 languages, each behind the request for it."""
+    """Return the mean loss, in nats per token, of the right translations of a sentence into 17 languages."""
     losses = []
     for code, language in LANGUAGES.items():
         request: Message = {"role": "user", "content": translation_request(SENTENCE, language)}

@@ -132,10 +132,10 @@ def _no_weights(folder: Path) -> str:
 
 
 def tensor_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorHeader]) -> list[str]:
-    """A line for each tensor that is missing, unexpected, misshapen or not floating; at most 20 of each kind."""
+    """List the tensors that are missing, unexpected, misshapen or not floating, a line each, at most 20 of a kind."""
     missing = [f"tensor {name} {_sizes(shape)} is missing" for name, shape in expected.items() if name not in found]
     unexpected = [
-        f"tensor {shown(name)} {_sizes(header.shape)} is unexpected: GPT-2 has no place for it"
+        f"tensor {shown(name)} {_sizes(header.shape)} is unexpected: GPT-2 has no such tensor"
         for name, header in found.items()
         if name not in expected
     ]

@@ -86,7 +86,7 @@ class TensorHeader:
 
 
 def read_headers(path: Path) -> dict[str, TensorHeader]:
-    """Name to header of every tensor of a weight file, in the order of the file.
+    """Map the name of every tensor of a weight file to its header, in the order of the file.
 
     Raises:
         SnapshotError: one line that says why the file cannot be used.
@@ -101,7 +101,7 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
 
 
 def damaged_record(path: Path) -> str | None:
-    """The first record of a zip of `torch.save` whose bytes do not have the checksum noted with them.
+    """Name the first record of a zip of `torch.save` whose bytes do not have the checksum noted with them.
 
     This reads the whole file, so it is for packaging and verifying, not for every load.
     """

@@ -51,7 +51,7 @@ class IncrementalDetokenizer:
         return self._decode_pending(len(self._pending) - self._unfinished_bytes())
 
     def finish(self) -> str:
-        """The rest of the text; bytes of a character that was never completed come out as U+FFFD."""
+        """Return the rest of the text; bytes of a character that was never completed come out as U+FFFD."""
         return self._decode_pending(len(self._pending))
 
     def _unfinished_bytes(self) -> int:

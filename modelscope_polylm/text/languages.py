@@ -49,5 +49,5 @@ TRANSLATIONS = {
 
 
 def translation_request(sentence: str, language: str) -> str:
-    """What the published examples ask a model, for a language's English name."""
+    """Ask for a translation as the published examples do, by a language's English name."""
     return f"{sentence}\nTranslate this sentence from English to {language}."

@@ -27,7 +27,7 @@ VARINT_BYTES = 10
 
 
 class PolyLMTokenizer:
-    """Text to token ids and back, for any SentencePiece model file. Safe to use from several threads.
+    """Cuts text into token ids and joins them again, by any SentencePiece model file. Safe to use from several threads.
 
     `encode` is `SentencePieceProcessor.encode`: no token is added, and text is only text. A model file may declare
     `</s>` or `<s>` as a user-defined piece, which SentencePiece finds in text; here such a piece is never encoded to.
@@ -68,7 +68,7 @@ class PolyLMTokenizer:
         return cls(Path(folder) / FILE_NAME)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text: exactly those of SentencePiece.
+        """Cut a text into token ids: exactly those of SentencePiece.
 
         Raises:
             InputError: not a str, a lone surrogate, or a text that SentencePiece cannot take.
@@ -81,7 +81,7 @@ class PolyLMTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Text of token ids: exactly that of SentencePiece.
+        """Join token ids to a text: exactly that of SentencePiece.
 
         Args:
             ids: whole numbers from 0 to vocab_size - 1.
@@ -97,18 +97,18 @@ class PolyLMTokenizer:
         return text
 
     def checked_ids(self, ids: Iterable[int]) -> list[int]:
-        """The ids as a list of int. Raises InputError where one is no whole number or out of range."""
+        """Return the ids as a list of int. Raises InputError where one is no whole number or out of range."""
         if isinstance(ids, (str, bytes, bytearray)) or not isinstance(ids, Iterable):
             raise InputError(f"Token ids must be a sequence of whole numbers, not {ids!r:.80}.")
         return [self._checked_id(token, f" at position {position}") for position, token in enumerate(ids)]
 
     def id_to_piece(self, token: int) -> str:
-        """The piece as the model file has it, with U+2581 for a space. Raises InputError for an id out of range."""
+        """Return the piece of the model file, with U+2581 for a space. Raises InputError for an id out of range."""
         piece: str = self.processor.id_to_piece(self._checked_id(token))
         return piece
 
     def piece_bytes(self, token: int) -> bytes | None:
-        """The UTF-8 bytes that an id adds to a text, one byte for a byte piece; None for control and unknown pieces.
+        """Return the UTF-8 bytes that an id adds to a text, one for a byte piece; None for control and unknown pieces.
 
         Raises:
             InputError: an id out of range.
@@ -121,7 +121,7 @@ class PolyLMTokenizer:
         return self.id_to_piece(token).replace(WORD_START, " ").encode()
 
     def byte_value(self, token: int) -> int | None:
-        """The byte that a byte piece such as `<0x0A>` stands for, None for every other piece."""
+        """Return the byte that a byte piece such as `<0x0A>` stands for, None for every other piece."""
         return self._byte_values.get(token)
 
     def __len__(self) -> int:
@@ -207,20 +207,20 @@ class Field(NamedTuple):
 
 
 def missing_sections(model: bytes) -> list[str]:
-    """What spm_train always writes and is not there, so that the file must have been cut off."""
+    """Name what spm_train always writes and the file does not have, so that it must have been cut off."""
     present = {section.number for section in _sections(model)}
     names = {TRAINER: "trainer settings", NORMALIZER: "normalizer settings"}
     return [name for number, name in names.items() if number not in present]
 
 
 def has_denormalizer(model: bytes) -> bool:
-    """Whether the model rewrites decoded text by rules, which may depend on the text that follows."""
+    """Tell whether the model rewrites decoded text by rules, which may depend on the text that follows."""
     denormalizers = (section.content for section in _sections(model) if section.number == DENORMALIZER)
     return any(rule.number == CHARACTER_MAP and rule.content for spec in denormalizers for rule in message_fields(spec))
 
 
 def with_control_pieces(model: bytes, ids: Collection[int]) -> bytes:
-    """The model with the pieces `ids` turned into control pieces, so that no text is ever encoded to them."""
+    """Make the pieces `ids` of a model control pieces, so that no text is ever encoded to them."""
     parts: list[bytes] = []
     piece_id = 0
     for field in message_fields(model):

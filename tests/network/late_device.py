@@ -71,7 +71,7 @@ def _set_stream(stream: Stream) -> None:
 
 
 class LateTorch:
-    """Stands in the place of torch in a module: its CUDA is this device."""
+    """Stands for torch in a module: its CUDA is this device."""
 
     def __init__(self) -> None:
         self.main = Stream()

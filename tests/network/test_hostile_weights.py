@@ -84,13 +84,13 @@ def refused(path: Path, seconds: float = 3, megabytes: float = 150) -> str:
 def test_crafted_file_without_a_fault(tmp_path: Path) -> None:
     tensors = {
         "whole": view(16, 0, (4, 4), (4, 1)),
-        "turned": view(16, 0, (4, 4), (1, 4)),
+        "transposed": view(16, 0, (4, 4), (1, 4)),
         "last": view(16, 15, (), ()),
     }
     numbers = torch.arange(16.0)
     file = CheckpointFile(write_zip(tmp_path / "a.bin", pickled(tensors), numbers.numpy().tobytes()))
     read = dict(file.tensors(file.headers))
-    assert torch.equal(read["whole"], numbers.view(4, 4)) and torch.equal(read["turned"], numbers.view(4, 4).t())
+    assert torch.equal(read["whole"], numbers.view(4, 4)) and torch.equal(read["transposed"], numbers.view(4, 4).t())
     assert read["last"] == 15
 
 

@@ -57,8 +57,8 @@ def test_wrong_tensors_are_all_named(tmp_path: Path, layout: str) -> None:
     change_tensors(folder / FORMATS[layout], change)
     assert problems(folder) == [
         "tensor ln_f.bias [256] is missing",
-        "tensor h.0.attn.rotary_emb.inv_freq [64] is unexpected: GPT-2 has no place for it",
-        "tensor h.2.ln_1.weight [256] is unexpected: GPT-2 has no place for it",
+        "tensor h.0.attn.rotary_emb.inv_freq [64] is unexpected: GPT-2 has no such tensor",
+        "tensor h.2.ln_1.weight [256] is unexpected: GPT-2 has no such tensor",
         "tensor wpe.weight has shape [128, 256], expected [256, 256]",
         "tensor h.1.mlp.c_fc.bias holds int8, expected one of float32, bfloat16, float16, float64",
     ]
@@ -147,7 +147,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer"),
         (b"hello, this is no checkpoint at all", "damaged or incomplete"),
-        (b"PK\x03\x04 nothing behind it", "damaged or incomplete"),
+        (b"PK\x03\x04 nothing after it", "damaged or incomplete"),
         (b"<html>404</html>", "damaged or incomplete"),
     ],
 )
