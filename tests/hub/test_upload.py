@@ -59,7 +59,7 @@ def test_second_upload_sends_no_large_file_again(writable_hub: WritableHub, pack
     assert sum(request.startswith("PUT /blob/") for request in writable_hub.requests) == sent
 
 
-def test_only_the_packages_files_are_sent_and_nothing_is_left_beside_them(
+def test_only_the_packages_files_are_sent_and_nothing_is_left_next_to_them(
     writable_hub: WritableHub, package: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(package, tmp_path / "copy")

@@ -88,16 +88,16 @@ def test_shards_are_as_transformers_expects_them(tmp_path: Path) -> None:
     )
 
 
-def test_linear_layout_is_turned_back(tmp_path: Path) -> None:
+def test_linear_layout_is_transposed(tmp_path: Path) -> None:
     source = build_snapshot(tmp_path / "source", "safetensors")
     straight = stored_tensors(source)
-    turned = {
+    transposed = {
         name: t.t().contiguous() if "_proj.w" in name or "c_attn.w" in name or "c_fc.w" in name else t
         for name, t in straight.items()
     }
     from safetensors.torch import save_file
 
-    save_file(turned, source / "model.safetensors", metadata={"format": "pt"})
+    save_file(transposed, source / "model.safetensors", metadata={"format": "pt"})
     package_snapshot(source, tmp_path / "out", release="assistant-13b")
     found = stored_tensors(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in straight.items())
@@ -158,7 +158,7 @@ def test_checksums_are_right_and_of_every_file(random_snapshot: Path, tmp_path: 
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == sha256 == report.files[name]
 
 
-def test_code_beside_the_source_is_neither_run_nor_copied(tmp_path: Path) -> None:
+def test_code_next_to_the_source_is_neither_run_nor_copied(tmp_path: Path) -> None:
     source = build_snapshot(tmp_path / "source")
     (source / "modeling_polylm.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (source / "ms_wrapper.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -357,7 +357,7 @@ def test_force_does_not_delete_what_is_no_model(random_snapshot: Path, tmp_path:
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
-def test_folders_of_others_beside_the_package_are_left_alone(random_snapshot: Path, tmp_path: Path) -> None:
+def test_folders_of_others_next_to_the_package_are_left_alone(random_snapshot: Path, tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").write_text("years of work")
     with pytest.raises(OptionError, match=r"out\.partial"):
@@ -369,12 +369,12 @@ def test_folders_of_others_beside_the_package_are_left_alone(random_snapshot: Pa
     assert (tmp_path / "out.partial" / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize("place", [".", "inside", ".."])
-def test_source_is_never_written_over(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("relative", [".", "inside", ".."])
+def test_source_is_never_written_over(relative: str, tmp_path: Path) -> None:
     source = build_snapshot(tmp_path / "folder" / "source")
     before = {file.name: file.stat().st_mtime_ns for file in source.iterdir()}
     with pytest.raises(OptionError, match="overlaps"):
-        package_snapshot(source, source / place, release="13b", force=True)
+        package_snapshot(source, source / relative, release="13b", force=True)
     assert {file.name: file.stat().st_mtime_ns for file in source.iterdir()} == before
 
 
