@@ -156,36 +156,24 @@ class Conversation:
     def _answer(
         self, history: Sequence[Message], question: str, prompt: Prompt, options: GenerationOptions
     ) -> Generator[str, None, None]:
-        start = time.perf_counter()
-        whole, text, completion, finish_reason = "", "", None, "stopped"
+        start, answer = time.perf_counter(), _Answer(self._format.role_markers)
         try:
             with contextlib.closing(self._stream(prompt, options)) as stream:
                 for delta in stream:
-                    if delta is not None:
-                        whole += delta.text
-                        completion = delta.result.completions[0] if delta.result else None
-                    known, is_ended = own_turn(whole, completion is not None, self._format.role_markers)
-                    new, text = known[len(text) :], known
-                    if is_ended or completion is not None:
-                        finish_reason = "stop" if is_ended or completion is None else completion.finish_reason
-                    yield new
-                    if is_ended:
+                    yield answer.add(delta)
+                    if answer.finish_reason is not None:
                         break
         finally:
-            if text or finish_reason != "stopped":
-                turn = [Message(role=USER, content=question), Message(role=ASSISTANT, content=text)]
+            if answer.text or answer.finish_reason is not None:
+                turn = [Message(role=USER, content=question), Message(role=ASSISTANT, content=answer.text)]
                 self.messages = [*history, *turn]
-                is_whole = completion is not None and text == whole
-                tokens = len(completion.ids) if completion is not None and is_whole else self._count_tokens(text)
-                self.stats = self._stats(prompt, tokens, finish_reason, time.perf_counter() - start)
+                self.stats = self._stats(prompt, answer, time.perf_counter() - start)
 
-    def _count_tokens(self, text: str) -> int:
-        return len(self.generator.snapshot.tokenizer.encode(text))
-
-    def _stats(self, prompt: Prompt, tokens: int, finish_reason: str, seconds: float) -> TurnStats:
+    def _stats(self, prompt: Prompt, answer: _Answer, seconds: float) -> TurnStats:
+        tokens = answer.tokens or len(self.generator.snapshot.tokenizer.encode(answer.text))
         used = len(prompt.ids) + tokens
         left = max(self.generator.snapshot.config.max_positions - used, 0)
-        return TurnStats(tokens, seconds, used, left, finish_reason, self._turns_left_out(prompt))
+        return TurnStats(tokens, seconds, used, left, answer.finish_reason or "stopped", self._turns_left_out(prompt))
 
     def _turns_left_out(self, prompt: Prompt) -> int:
         messages = prompt.messages or []
@@ -193,19 +181,37 @@ class Conversation:
         return next((start // 2 for start in starts if render(messages[start:], self._format) == prompt.text), 0)
 
 
-def own_turn(text: str, is_complete: bool, markers: Sequence[str]) -> tuple[str, bool]:
-    """The answer without turns that the model goes on to write; sent back, their markers would be refused.
+class _Answer:
+    """An answer while it grows, without turns that the model goes on to write: sent back, they would be refused.
 
-    Args:
-        text: the answer so far, or the complete one.
-        is_complete: which of the two.
-        markers: texts that begin a turn.
-
-    Returns:
-        What is certain of the answer, without an end that may become a marker; and whether a marker has come.
+    Attributes:
+        text: what is certain of the answer; an end that may become a marker is not.
+        finish_reason: why it ended; None before.
+        tokens: of the complete answer; 0 where they are not known.
     """
-    ends = [text.index(marker) for marker in markers if marker in text]
-    if ends or is_complete:
-        return text[: min(ends, default=len(text))], bool(ends)
-    begun = [size for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size])]
-    return text[: len(text) - max(begun, default=0)], False
+
+    def __init__(self, markers: Sequence[str]) -> None:
+        self.text, self.tokens = "", 0
+        self.finish_reason: str | None = None
+        self._markers, self._whole = markers, ""
+
+    def add(self, delta: TextDelta | None) -> str:
+        """Take what is new; returns what is new of the text."""
+        if delta is None:
+            return ""
+        self._whole += delta.text
+        known = len(self.text)
+        ends = [self._whole.index(marker) for marker in self._markers if marker in self._whole]
+        if ends:
+            self.text, self.finish_reason = self._whole[: min(ends)], "stop"
+        elif delta.result is not None:
+            completion = delta.result.completions[0]
+            self.text, self.finish_reason, self.tokens = self._whole, completion.finish_reason, len(completion.ids)
+        else:
+            self.text = self._whole[: len(self._whole) - self._begun_marker()]
+        return self.text[known:]
+
+    def _begun_marker(self) -> int:
+        """How many characters at the end may begin a marker."""
+        beginnings = (marker[:size] for marker in self._markers for size in range(1, len(marker)))
+        return max((len(beginning) for beginning in beginnings if self._whole.endswith(beginning)), default=0)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from modelscope_polylm.backends.base import Answer
+from modelscope_polylm.backends.base import Completion
 from modelscope_polylm.conversation import Conversation
 from modelscope_polylm.errors import InputError, OptionError
-from modelscope_polylm.generator import GenerationResult, TextGenerator
+from modelscope_polylm.generator import GenerationResult, TextDelta, TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.inputs import Prompt
 from tests.cli.chat.conftest import FRENCH, GERMAN, ask
@@ -88,8 +88,7 @@ def test_interrupt_within_the_model_keeps_what_came(
     stream = tiny.stream
 
     def interrupted(*arguments: Any) -> Any:
-        replies = stream(*arguments)
-        yield next(replies)
+        yield next(stream(*arguments))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tiny, "stream", interrupted)
@@ -192,12 +191,12 @@ def test_a_conversation_goes_on_with_messages(tiny: TextGenerator, conversation:
 
 
 def test_another_stream_may_have_nothing_new(tiny: TextGenerator) -> None:
-    complete = GenerationResult("", ["Two"], [Answer([1, 2], finish_reason="length")])
+    result = GenerationResult("", ["Two"], [Completion([1, 2], finish_reason="length")])
     closed = []
 
     def stream(prompt: Prompt, options: Any) -> Any:
         try:
-            yield from (None, GenerationResult("", ["T"]), GenerationResult("", ["T"]), complete)
+            yield from (None, TextDelta(0, "T"), None, TextDelta(0, "wo", result))
         finally:
             closed.append(prompt.text)
 
@@ -215,14 +214,14 @@ def test_another_stream_may_have_nothing_new(tiny: TextGenerator) -> None:
 @pytest.mark.parametrize(
     ("texts", "pieces"),
     [
-        (["Two.\n", "Two.\n<|us", "Two.\n<|user|>\nMore?"], ["Two.\n", "", ""]),
-        (["a <", "a <b", "a <b <|assistant|>"], ["a ", "<b", " "]),
+        (["Two.\n", "<|us", "er|>\nMore?"], ["Two.\n", "", ""]),
+        (["a <", "b", " <|assistant|>"], ["a ", "<b", " "]),
         (["<|user|>"], [""]),
     ],
 )
 def test_turns_that_the_model_makes_up_end_the_answer(tiny: TextGenerator, texts: list[str], pieces: list[str]) -> None:
     def stream(prompt: Prompt, options: Any) -> Any:
-        yield from (GenerationResult("", [text]) for text in texts)
+        yield from (TextDelta(0, text) for text in texts)
         raise AssertionError("the stream goes on")
 
     conversation = Conversation(tiny, stream=stream)
@@ -232,8 +231,9 @@ def test_turns_that_the_model_makes_up_end_the_answer(tiny: TextGenerator, texts
 
 
 def test_what_looked_like_a_marker_is_a_part_of_a_complete_answer(tiny: TextGenerator) -> None:
-    replies = [GenerationResult("", ["a <|"]), GenerationResult("", ["a <|"], [Answer([1], finish_reason="eos")])]
-    conversation = Conversation(tiny, stream=lambda prompt, options: (each for each in replies))
+    result = GenerationResult("", ["a <|"], [Completion([1], finish_reason="eos")])
+    deltas = [TextDelta(0, "a <|"), TextDelta(0, "", result)]
+    conversation = Conversation(tiny, stream=lambda prompt, options: (delta for delta in deltas))
     assert list(conversation.ask("One")) == ["a ", "<|"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.backends.base import Completion
-from modelscope_polylm.generator import GenerationResult, TextGenerator
+from modelscope_polylm.generator import GenerationResult, TextDelta, TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.web.answers import Answers
@@ -189,11 +189,11 @@ def test_an_unexpected_error_ends_the_answer(chat: Chat, tiny: TextGenerator, mo
 def test_turns_that_the_model_makes_up_are_not_shown(
     chat: Chat, tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reply = GenerationResult("", ["Two.\n<|user|>\nMore?\n<|assistant|>\nThree."], [Completion([1, 2, 3])])
+    text = "Two.\n<|user|>\nMore?\n<|assistant|>\nThree."
 
-    def made_up(prompts: Any, options: Any) -> Generator[Any, None, Any]:
-        yield [reply]
-        return [reply]
+    def made_up(prompts: Any, options: Any) -> Generator[TextDelta, None, None]:
+        yield TextDelta(0, text[:8])
+        yield TextDelta(0, text[8:], GenerationResult("", [text], [Completion([1, 2, 3])]))
 
     monkeypatch.setattr(tiny, "stream", made_up)
     views = list(chat.send("One", [], values(tiny), StopSign()))
