@@ -1,8 +1,8 @@
 """`python -m benchmarks.batch`: `polylm batch` on a file next to the engine alone on the same prompts.
 
 Writes a file of translation requests of different lengths and runs `polylm batch --chat` on it, which times itself
-after loading: reading, checking, tokenizing, sorting, generating, decoding, writing. Then the backend alone gets the
-same token ids, sorted by length as a whole, in batches of the same size. What counts is the ratio of the two speeds.
+after loading: reading, checking, tokenizing, generating, decoding, writing. Then the backend alone gets the same token
+ids, as many of them at once. What counts is the ratio of the two speeds.
 """
 
 from __future__ import annotations
@@ -69,15 +69,14 @@ def command_speed(source: Path, out: Path, flags: list[str], options: Mapping[st
 
 def engine_speed(generator: TextGenerator, source: Path, size: int, options: Mapping[str, Any]) -> float:
     """Tokens per second of the backend alone."""
-    checked = generator.options({"do_sample": False, **options})
+    checked, backend = generator.options({"do_sample": False, **options}), generator.backend
     texts = map(json.loads, source.read_text(encoding="utf-8").splitlines())
-    prompts = sorted((generator.reader.read(text, checked, chat=True).ids for text in texts), key=len)
+    requests = backend.requests([generator.reader.read(text, checked, chat=True).ids for text in texts], checked)
     counts: list[int] = []
 
     def run() -> None:
-        for first in range(0, len(prompts), size):
-            answers = generator.backend.generate(prompts[first : first + size], checked)
-            counts.extend(len(answer.ids) for group in answers for answer in group)
+        found = backend.submit(requests, partial=False, at_once=size).completions()
+        counts.extend(len(completion.ids) for group in found for completion in group)
 
     seconds = timed(run)
     return sum(counts) / seconds

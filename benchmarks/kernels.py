@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kernels --shape 13b`: correctness and speed of the network's kernels, in one table.
+"""`python -m benchmarks.kernels --shape 13b`: correctness and speed of every kernel, in one table.
 
 A line for each operation at each size: the relative error (norms) against float64, the time of a call, the rate at
 which it moves the bytes that it has to move, that rate as a share of what a product of one row with a large matrix
@@ -11,6 +11,8 @@ arguments far larger than the L2 cache. A wrong result ends the program with sta
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import statistics
 import sys
@@ -26,20 +28,25 @@ from torch import Tensor
 
 from modelscope_polylm.cli.bench.run import read_bandwidth
 from modelscope_polylm.cli.bench.workloads import SHAPES, shape_config
+from modelscope_polylm.generation.beam import BeamSearch
+from modelscope_polylm.generation.lm_head import LMHead
+from modelscope_polylm.generation.options import GenerationOptions
+from modelscope_polylm.generation.state import BatchState, NewRow
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings, use_interpreter
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, linear
-from modelscope_polylm.network.kernels.lm_head import output_best, output_logits
-from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
+from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk
+from modelscope_polylm.network.kernels.prefill_attention import TILE, prefill_attention
 
 BOUNDS = {torch.bfloat16: 8e-3, torch.float16: 2e-3}
 COPIED_BYTES = 1_000_000_000
-PROMPTS = ((1, 300), (1, 1920), (4, 2000), (64, 128))
+PROMPTS, TINY_PROMPTS = ((1, 300), (1, 1920), (4, 2000), (64, 128)), ((2, 70),)
 """Prompts and the length of each, for the kernels of prefill."""
-TINY_PROMPTS = ((2, 20),)
-TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 64, "vocab_size": 320, "n_positions": 64}
+BEAMS, TINY_BEAMS = ((1, 2), (1, 4), (16, 4), (1, 8)), ((2, 3),)
+"""Prompts and the beams of each, for the step of beam search."""
+TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 64, "vocab_size": 320, "n_positions": 128}
 HEADER = f"{'operation':36} {'MB':>9} {'error':>9} {'us':>9} {'TB/s':>7} {'of limit':>9} {'torch us':>10}"
 
 Arguments = tuple[Any, ...]
@@ -56,6 +63,7 @@ class Operation:
         arguments: the arguments of calls over different memory.
         call: runs the kernel, or its torch reference, as `kernel_settings` says.
         exact: the same in float64; it is asked before the call, which may write into its arguments.
+        torch: what the kernel is compared with, if not its reference.
     """
 
     name: str
@@ -63,6 +71,7 @@ class Operation:
     arguments: Sequence[Arguments]
     call: Callable[..., Result]
     exact: Callable[..., Result]
+    torch: Callable[..., Result] | None = None
 
 
 class Operations:
@@ -80,7 +89,7 @@ class Operations:
         yield from (self.residual_projection(name, rows, *size) for name, size in sizes.items())
         yield self.layer_norm(rows)
         yield self.decode_attention(rows, rows if 1 < rows <= 8 else 1, context // 2, context)
-        yield self.lm_head_best(rows, 1 if rows == 1 else 8)
+        yield self.lm_head_topk(rows, 1 if rows == 1 else 8)
         yield self.lm_head_logits(rows)
 
     def of_prefill(self, prompts: int, length: int) -> Iterator[Operation]:
@@ -118,13 +127,13 @@ class Operations:
         return Operation(f"{name}, {counted(rows)}", size, arguments, call, exact)
 
     def layer_norm(self, rows: int) -> Operation:
-        """LayerNorm of the residual stream and the bias that is still to be added to it."""
+        """LayerNorm of the residual stream and its deferred bias."""
         width = self.config.hidden_size
-        x, added = self._random(rows, width, dtype=torch.float32), self._random(width, dtype=torch.float32)
-        arguments = (x, self._random(width), self._random(width), 1e-5, added)
+        x, deferred = self._random(rows, width, dtype=torch.float32), self._random(width, dtype=torch.float32)
+        arguments = (x, self._random(width), self._random(width), 1e-5, deferred)
 
-        def exact(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, added: Tensor) -> Tensor:
-            return F.layer_norm(x.double() + added, (width,), weight.double(), bias.double(), epsilon)
+        def exact(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, deferred: Tensor) -> Tensor:
+            return F.layer_norm(x.double() + deferred, (width,), weight.double(), bias.double(), epsilon)
 
         return Operation(f"LayerNorm, {counted(rows)}", 6 * rows * width, [arguments] * 20, layer_norm, exact)
 
@@ -141,25 +150,60 @@ class Operations:
         return Operation(name, size, arguments, decode_attention, exact)
 
     def prefill_attention(self, prompts: int, length: int) -> Operation:
-        """Attention of whole prompts, whose keys and values it writes to the cache."""
-        tokens, heads, width = prompts * length, self.config.heads, self.config.hidden_size
-        slots = torch.arange(tokens, device=self.device)
-        cache = (slots, *(self._random(heads, tokens, width // heads) for _ in range(2)))
+        """Attention of whole prompts, whose keys and values it writes to the cache; torch's writes no cache."""
+        tokens, width = prompts * length, self.config.hidden_size
+        heads, head_dim = self.config.heads, self.config.head_dim
+        table = torch.arange(tokens, dtype=torch.int32, device=self.device).view(prompts, length)
+        starts = [(prompt, start) for prompt in range(prompts) for start in range(0, length, TILE)]
+        tiles = [(prompt, prompt * length + start, start, min(TILE, length - start)) for prompt, start in starts]
+        cache = [self._random(heads, tokens, head_dim) for _ in range(2)]
+        rest = (*cache, table, torch.tensor(tiles, dtype=torch.int32, device=self.device))
         size = 12 * tokens * width
-        arguments = [(self._random(tokens, 3 * width), prompts, heads, cache) for _ in self._copies(size)]
+        arguments = [(self._random(tokens, 3 * width), *rest) for _ in self._copies(size)]
 
-        def exact(qkv: Tensor, *rest: Any) -> Tensor:
+        def exact(qkv: Tensor, keys: Tensor, values: Tensor, table: Tensor, tiles: Tensor) -> Tensor:
             with kernel_settings("torch"):
-                return prefill_attention(qkv.double(), prompts, heads, None)
+                return prefill_attention(qkv.double(), keys.double(), values.double(), table, tiles)
 
-        return Operation(f"prefill attention, {prompts} x {length}", size, arguments, prefill_attention, exact)
+        def library(qkv: Tensor, *rest: Tensor) -> Tensor:
+            query, key, value = qkv.view(prompts, length, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
-    def lm_head_best(self, rows: int, k: int) -> Operation:
+        name = f"prefill attention, {prompts} x {length}"
+        return Operation(name, size, arguments, prefill_attention, exact, library)
+
+    def beam_step(self, prompts: int, beams: int) -> Operation:
+        """The choice among the beams of some prompts, 128 tokens after each."""
+        count = prompts * beams
+        rows = torch.arange(count, device=self.device)
+        scores = -self._random(count, 2 * beams, dtype=torch.float32).abs().sort().values
+        ids = torch.randint(3, self.config.vocab_size, scores.shape, dtype=torch.int32, device=self.device)
+        options = GenerationOptions(num_beams=beams, early_stopping=True)
+        state = BatchState(count, 512, self.device)
+        for first in range(0, count, beams):
+            group = list(range(first, first + beams))
+            state.begin(group, [NewRow([5] * 32, 32, 256, 0, options)] * beams, [list(range(32))] * beams)
+            state.begin_beams([group], [1.0])
+        state.lengths += 128
+        search = BeamSearch(state, GivenCandidates(scores, ids), beams, 1, counts_prompt=True, early_stopping=True)
+
+        def call(rows: Tensor, search: BeamSearch) -> Tensor:
+            search.select(rows, rows)
+            return search.state.running_scores[:count]
+
+        def exact(rows: Tensor, search: BeamSearch) -> Tensor:
+            with kernel_settings("torch"):
+                return call(rows, copy.deepcopy(search)).double()
+
+        name = f"beam step, {prompts} x {beams} beams"
+        return Operation(name, 12 * scores.numel(), [(rows, search)] * 20, call, exact)
+
+    def lm_head_topk(self, rows: int, k: int) -> Operation:
         """The best tokens and the log-sum-exp of the logits."""
         arguments = (*self._lm_head(rows), k, self.config.vocab_size - 3)
 
         def call(*arguments: Any) -> tuple[Tensor, Tensor]:
-            values, _, log_sum = output_best(*arguments)
+            values, _, log_sum = lm_head_topk(*arguments)
             return values, log_sum
 
         def exact(hidden: Tensor, embedding: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
@@ -174,10 +218,11 @@ class Operations:
         limit = self.config.vocab_size - 3
 
         def call(hidden: Tensor, embedding: Tensor) -> Tensor:
-            return output_logits(hidden, embedding, limit)[:, :limit]
+            return lm_head_logits(hidden, embedding, limit)[:, :limit]
 
         def exact(hidden: Tensor, embedding: Tensor) -> Tensor:
-            return F.linear(hidden.double(), embedding.double())[:, :limit]
+            logits: Tensor = F.linear(hidden.double(), embedding.double())
+            return logits[:, :limit]
 
         size = self._product_bytes(rows, self.config.vocab_size, self.config.hidden_size)
         size += 4 * rows * self.config.vocab_size
@@ -194,13 +239,14 @@ class Operations:
         slots = prompts * prompt + rows * (length - prompt + 1)
         order = torch.randperm(slots, device=self.device).int()
         shared = order[: prompts * prompt].view(prompts, prompt).repeat_interleave(group, 0)
-        own = order[prompts * prompt :].view(rows, -1)
-        table = torch.full((rows, length + 8), -1, dtype=torch.int32, device=self.device)
-        table[:, : length + 1] = torch.cat([shared, own], 1)
-        lengths = torch.full((rows,), length, dtype=torch.int32, device=self.device)
+        table = torch.cat([shared, order[prompts * prompt :].view(rows, -1)], 1)
+        numbers = torch.arange(rows, dtype=torch.int32, device=self.device)
+        lengths = torch.full_like(numbers, length)
+        groups = torch.zeros(rows, 2, dtype=torch.int32, device=self.device)
+        groups[:prompts, 0], groups[:prompts, 1] = numbers[::group], group
         keys, values = (self._random(heads, slots, self.config.head_dim) for _ in range(2))
         qkv = self._random(rows, 3 * self.config.hidden_size)
-        return qkv, keys, values, table, lengths, torch.full_like(lengths, prompt), group
+        return qkv, keys, values, table, numbers, lengths, torch.full_like(lengths, prompt), groups
 
     def _random(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
         return torch.empty(*shape, device=self.device, dtype=dtype or self.dtype).normal_(0, scale)
@@ -215,6 +261,18 @@ class Operations:
     @staticmethod
     def _product_bytes(rows: int, outputs: int, inputs: int) -> int:
         return 2 * (outputs * inputs + rows * (outputs + inputs))
+
+
+class GivenCandidates(LMHead):
+    """An LM head that has its candidates already, so that only the choice among them is timed."""
+
+    def __init__(self, scores: Tensor, ids: Tensor) -> None:
+        super().__init__(scores, int(ids.max()) + 1)
+        self.candidates = scores, scores, ids
+
+    def best(self, hidden: Tensor, state: BatchState, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The given log-probabilities [n, count] and ids."""
+        return self.candidates
 
 
 def main() -> None:
@@ -268,6 +326,8 @@ def chosen_operations(operations: Operations, arguments: argparse.Namespace) -> 
         yield from operations.of_step(rows, 20 if arguments.interpret else arguments.context)
     for prompts, length in TINY_PROMPTS if arguments.interpret else PROMPTS:
         yield from operations.of_prefill(prompts, length)
+    for prompts, beams in TINY_BEAMS if arguments.interpret else BEAMS:
+        yield operations.beam_step(prompts, beams)
 
 
 def figures(operation: Operation, bandwidth: float) -> dict[str, Any]:
@@ -275,9 +335,9 @@ def figures(operation: Operation, bandwidth: float) -> dict[str, Any]:
     exact = operation.exact(*operation.arguments[0])
     error = relative_error(operation.call(*operation.arguments[0]), exact)
     del exact
-    seconds = median_seconds(operation)
+    seconds = median_seconds(operation.call, operation.arguments)
     with kernel_settings("torch"):
-        reference = median_seconds(operation)
+        reference = median_seconds(operation.torch or operation.call, operation.arguments)
     rate = operation.bytes / seconds
     return {
         "operation": operation.name, "bytes": operation.bytes, "error": error, "us": seconds * 1e6,
@@ -308,10 +368,10 @@ def relative_error(found: Result, exact: Result) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def median_seconds(operation: Operation) -> float:
+def median_seconds(call: Callable[..., Result], arguments: Sequence[Arguments]) -> float:
     """Seconds of a call: the median of replays of a graph of all calls; on a CPU of one call."""
-    calls = [lambda given=given: operation.call(*given) for given in operation.arguments]
-    if operation.arguments[0][0].device.type == "cpu":
+    calls = [functools.partial(call, *given) for given in arguments]
+    if arguments[0][0].device.type == "cpu":
         began = time.perf_counter()
         calls[0]()
         return time.perf_counter() - began

@@ -51,8 +51,8 @@ class Setting:
 
     Attributes:
         shape, device, dtype: the network, where it is and its precision.
-        requests, rows: of greedy search: requests in all, and rows that run at once where batches are static.
-        beam_requests, beam_rows: the same of beam search; no requests leave it out.
+        requests, beam_requests: of greedy search and of beam search, which 0 leaves out.
+        at_once: most of them that this engine runs together; None leaves it to the engine.
         repeats: timed rounds after a warm-up round.
     """
 
@@ -60,9 +60,8 @@ class Setting:
     device: str
     dtype: str
     requests: int
-    rows: int
     beam_requests: int
-    beam_rows: int
+    at_once: int | None
     repeats: int
 
 
@@ -95,9 +94,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dtype")
     parser.add_argument("--engines", nargs="+", choices=here, default=here)
     parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=64, help="rows at once, of this engine")
     parser.add_argument("--beam-requests", type=int, default=64, help="requests that are searched with 4 beams")
-    parser.add_argument("--beam-rows", type=int, default=16, help="prompts at once with beams, of this engine")
+    parser.add_argument("--at-once", type=int, help="most requests that this engine runs together")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
     return parser.parse_args()
@@ -135,34 +133,32 @@ def measured(name: str, setting: Setting) -> Iterator[dict[str, Any]]:
     snapshot, target = random_snapshot(setting.shape), torch.device(setting.device)
     engine = make(snapshot, target, getattr(torch, setting.dtype))
     device = torch.cuda.get_device_name(target) if target.type == "cuda" else "CPU"
-    works = [("greedy", GREEDY, setting.requests, setting.rows)]
+    works = [("greedy", GREEDY, setting.requests)]
     if setting.beam_requests and name == "polylm":
-        works.append(("4 beams", BEAMS, setting.beam_requests, setting.beam_rows))
-    for search, options, count, rows in works:
-        run(engine, fresh_requests(rows, -1, snapshot.config.vocab_size), options, rows)
+        works.append(("4 beams", BEAMS, setting.beam_requests))
+    for search, options, count in works:
+        run(engine, fresh_requests(count, -1, snapshot.config.vocab_size), options, setting.at_once)
         for number in range(setting.repeats):
             requests, tokens = fresh_requests(count, number, snapshot.config.vocab_size), list[int]()
-            seconds = timed(lambda: tokens.extend(run(engine, requests, options, rows)))  # noqa: B023
+            seconds = timed(lambda: tokens.extend(run(engine, requests, options, setting.at_once)))  # noqa: B023
             speed = {"unit": "tokens/s", "value": sum(tokens) / seconds}
             work = f"{search}, {count} requests"
             yield {"work": work, "engine": name, "device": device, **speed, "seconds": seconds, "tokens": sum(tokens)}
 
 
-def run_ours(engine: PolyLMEngine, requests: Sequence[Request], options: Mapping[str, Any], rows: int) -> list[int]:
-    """Answer all requests, `rows` at once in order of arrival. Returns the number of new tokens of each.
-
-    A batch runs until its longest answer is complete.
-    """
-    counts = []
-    for first in range(0, len(requests), rows):
-        batch = requests[first : first + rows]
-        longest = max(request.new for request in batch)
-        answers = engine.backend.generate([request.prompt for request in batch], fixed_length(longest, **options))
-        counts += [min(request.new, len(group[0].ids)) for request, group in zip(batch, answers, strict=True)]
-    return counts
+def run_ours(
+    engine: PolyLMEngine, requests: Sequence[Request], options: Mapping[str, Any], at_once: int | None
+) -> list[int]:
+    """Answer all requests; the engine fills rows as they fall free. Returns the number of new tokens of each."""
+    backend = engine.backend
+    limits = [fixed_length(request.new, **options) for request in requests]
+    checked = backend.requests([request.prompt for request in requests], limits)
+    return [len(group[0].ids) for group in backend.submit(checked, partial=False, at_once=at_once).completions()]
 
 
-def run_vllm(engine: VllmEngine, requests: Sequence[Request], options: Mapping[str, Any], rows: int) -> list[int]:
+def run_vllm(
+    engine: VllmEngine, requests: Sequence[Request], options: Mapping[str, Any], at_once: int | None
+) -> list[int]:
     """Answer all requests, as many at once as vLLM likes. Returns the number of new tokens of each."""
     from vllm import SamplingParams
 

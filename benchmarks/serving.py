@@ -283,7 +283,7 @@ class Memory:
 def seconds_until_free(url: str) -> float:
     """How long rows are still being computed."""
     start = time.perf_counter()
-    while gauge(url, "polylm_running_rows") or gauge(url, "polylm_running_batches"):
+    while gauge(url, "polylm_running_rows"):
         time.sleep(0.005)
     return time.perf_counter() - start
 

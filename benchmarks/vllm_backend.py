@@ -1,10 +1,10 @@
 """`python -m benchmarks.vllm_backend`: backend='vllm' next to vLLM called directly, one after the other.
 
 Each engine of --order is alone on the device, in a process of its own, with the same options and the same random
-prompts, fresh in every round: `vllm.LLM.generate`; the backend's `generate`, and its `stream` drained. What counts is
-the ratio of the tokens per second (of the medians): each is divided by that of the fastest direct run, and the direct
-runs before and after tell how far the device drifts. The shapes have random weights (load_format='dummy', so nothing
-is read from disk). On a CPU use --shape tiny. --out is written anew after each figure.
+prompts, fresh in every round: `vllm.LLM.generate`; the backend's `generate`, and its deltas as they come. What counts
+is the ratio of the tokens per second (of the medians): each is divided by that of the fastest direct run, and the
+direct runs before and after tell how far the device drifts. The shapes have random weights (load_format='dummy', so
+nothing is read from disk). On a CPU use --shape tiny. --out is written anew after each figure.
 
 `--tensor-parallel 2` shares each layer between two GPUs: compare its ms/step with those of a run without.
 """
@@ -213,7 +213,7 @@ def start_vllm(snapshot: Snapshot, target: torch.device, options: Mapping[str, A
 
 
 def start_polylm(snapshot: Snapshot, target: torch.device, options: Mapping[str, Any]) -> StartedEngine:
-    """The backend: its `generate`, and its `stream` drained."""
+    """The backend: its `generate`, and its deltas as they come."""
     backend: Any = create_backend("vllm", snapshot, target, choose_dtype(None, target), **options)
 
     def generate(prompts: Prompts, new: int) -> list[list[int]]:
@@ -221,9 +221,8 @@ def start_polylm(snapshot: Snapshot, target: torch.device, options: Mapping[str,
 
     def stream(prompts: Prompts, new: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in prompts]
-        for update in backend.stream(prompts, fixed_length(new)):
-            for row, ids in zip(found, update, strict=True):
-                row += ids
+        for delta in backend.submit(backend.requests(prompts, fixed_length(new))):
+            found[delta.request] += delta.ids
         return found
 
     return StartedEngine({"polylm vllm": generate, "polylm vllm, stream": stream}, backend.engine.config, backend.close)

@@ -117,14 +117,14 @@ class TestRagged:
         assert len({tuple(each.prompt) for requests in rounds for each in requests}) == 60
 
     @pytest.mark.parametrize("options", [GREEDY, BEAMS])
-    def test_a_batch_runs_to_its_longest_answer(self, options: dict[str, Any]) -> None:
+    def test_every_answer_has_its_own_length(self, options: dict[str, Any]) -> None:
         engine = PolyLMEngine(random_snapshot("small"), CPU, torch.float32)
         requests = [ragged.Request([5, 6, 7][:size], new) for size, new in ((1, 2), (3, 5), (2, 4))]
-        assert ragged.run_ours(engine, requests, options, rows=2) == [2, 5, 4]
+        assert [ragged.run_ours(engine, requests, options, at_once) for at_once in (None, 1)] == [[2, 5, 4]] * 2
 
     def test_figures_of_both_searches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ragged, "lengths", lambda count: [(3, 2 + number) for number in range(count)])
-        setting = ragged.Setting("small", "cpu", "float32", requests=4, rows=2, beam_requests=2, beam_rows=1, repeats=2)
+        setting = ragged.Setting("small", "cpu", "float32", requests=4, beam_requests=2, at_once=None, repeats=2)
         found = list(ragged.measured("polylm", setting))
         assert [(each["work"], each["tokens"]) for each in found] == [
             *[("greedy, 4 requests", 14)] * 2,
@@ -143,7 +143,8 @@ class TestKernels:
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert result.returncode == 0, result.stderr
         names = [result["operation"] for result in json.loads(out.read_text())["results"]]
-        expected = ["c_fc, 4 rows", "mlp.c_proj, 4 rows", "LM head, 4 rows, best 8", "prefill attention, 2 x 20"]
+        expected = ["c_fc, 4 rows", "mlp.c_proj, 4 rows", "LM head, 4 rows, best 8", "prefill attention, 2 x 70"]
+        expected.append("beam step, 2 x 3 beams")
         assert set(expected) < set(names)
         assert len(result.stdout.splitlines()) == 2 + len(names)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from modelscope_polylm.backends.placement import memories
 from modelscope_polylm.cli.bench.engines import BenchEngine, PolyLMEngine, TransformersEngine, release_memory
 from modelscope_polylm.cli.bench.other_engines import CTranslate2Engine, VllmEngine
 from modelscope_polylm.cli.bench.report import Measurement, Report, check_plot, draw
@@ -155,11 +156,7 @@ def check_memory(
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device, for a CPU that of the host."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().available)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memories()[0].free
 
 
 def least_seconds(config: PolyLMConfig, workloads: Sequence[Workload], limit: float, rate: float) -> float:
