@@ -46,8 +46,19 @@ FOR_VERSION = {"packaging", "cli", "serve", "web"}  # may import the package its
 
 # The files that make up the transformers backend, and the benchmark that compares with it.
 TRANSFORMERS = {f"backends.transformers.{name}" for name in ("backend", "arguments", "generate", "hooks")}
-TRANSFORMERS |= {"cli.bench.engines", "training.network", "training.trainer"}
-OPTIONAL = {"triton", "vllm", "gradio", "tokenizers", "peft", "liger_kernel", "tensorboard", "rich", "prompt_toolkit", "datasets"}
+TRANSFORMERS |= {"cli.bench.engines", "training.network", "training.trainer", "training.finetune"}
+OPTIONAL = {
+    "triton",
+    "vllm",
+    "gradio",
+    "tokenizers",
+    "peft",
+    "liger_kernel",
+    "tensorboard",
+    "rich",
+    "prompt_toolkit",
+    "datasets",
+}
 # The extra `serve`, and the modules that are imported after it was found.
 SERVING = {"fastapi", "starlette", "uvicorn", "h11", "anyio", "prometheus_client"}
 NEED_SERVING = {

@@ -283,10 +283,12 @@ class _Run:
         """The network and its Trainer, as they are before the first step."""
         import torch
         from transformers import set_seed
+        from transformers.utils import logging
 
         from modelscope_polylm.training.network import load_network
         from modelscope_polylm.training.trainer import FinetuneTrainer
 
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of shards; the run has a bar of its own
         arguments, is_full = self._arguments(), self.options.method == "full"
         set_seed(self.options.seed)
         by_parts = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # accelerate sends each device its part

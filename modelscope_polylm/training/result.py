@@ -64,9 +64,8 @@ def write_snapshot(state: Mapping[str, Any], base: Snapshot, out: Path) -> None:
     import torch
     from huggingface_hub import save_torch_state_dict
 
-    dtype = (
-        torch.float32 if any(header.dtype == "float32" for _, header in base.weight_files.headers()) else torch.bfloat16
-    )
+    stored = dict(base.weight_files.headers())["wte.weight"].dtype
+    dtype = torch.float32 if stored == "float32" else torch.bfloat16
 
     def write(folder: Path) -> None:
         tensors = {name: tensor.to(dtype) for name, tensor in state.items() if name != "lm_head.weight"}

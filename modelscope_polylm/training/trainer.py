@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -25,6 +26,8 @@ from modelscope_polylm.training.collate import IGNORED, collate
 STATE = "trainer_state.json"
 """Written last into a checkpoint's folder."""
 SHOWN_RECORDS = 8
+DISK_SIGNS = ("No space left", "PytorchStreamWriter", "file write failed", "Disk quota")
+"""What torch and safetensors say of a disk that is full."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,14 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
             train_dataset,
             # transformers asks for some data set where it is to evaluate
             eval_dataset=next(iter(self.evaluation.values()), None),
-            callbacks=[_Reporter(self, report), _GradientCheck(self)],
+            callbacks=[_GradientCheck(self)],
         )
         self.remove_callback(PrinterCallback)
-        self.tokens_seen = 0
         self.records: list[int] = []
+        self._report = report
+        self._first_step: int | None = None
+        self._tokens = 0
+        self._started = self._logged = time.perf_counter()
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> SequentialSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -98,10 +104,12 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
         """The batches of one optimizer step, and how many tokens they learn in all processes."""
+        if self._first_step is None:
+            self._first_step = self.state.global_step
         batches = list(itertools.islice(epoch_iterator, num_batches))
         counts = [torch.zeros(2, dtype=torch.int64, device=device), *(_token_counts(batch) for batch in batches)]
         learnt, seen = self.accelerator.reduce(torch.stack([each.to(device) for each in counts]).sum(0)).unbind()
-        self.tokens_seen += int(seen)
+        self._tokens += int(seen)
         return batches, learnt
 
     def compute_loss(
@@ -140,8 +148,11 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         if sums:
             loss, count = torch.stack([torch.stack(pair) for pair in sums.values()]).sum(0)
             metrics[f"{metric_key_prefix}_loss"] = float(loss / count)
-        self.log(metrics)
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.is_world_process_zero:
+            losses = {name: float(loss / count) for name, (loss, count) in sums.items()}
+            self._report(Progress(self.state.global_step, self.state.max_steps, evaluation=losses))
         return metrics
 
     @torch.no_grad()
@@ -161,17 +172,40 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         loss, count = self.accelerator.reduce(sums)
         return loss, count
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        folder = self.folder / f"checkpoint-{self.state.global_step}"
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a step with its speed, and report it."""
+        if "loss" not in logs:
+            super().log(logs, start_time)
+            return
+        now, steps = time.perf_counter(), max(self.state.global_step - (self._first_step or 0), 1)
+        speed = logs["tokens_per_second"] = self._tokens / max(now - self._logged, 1e-9)
+        left = (now - self._started) / steps * (self.state.max_steps - self.state.global_step)
+        self._logged, self._tokens = now, 0
+        super().log(logs, start_time)
+        if self.state.is_world_process_zero:
+            self._report(Progress(self.state.global_step, self.state.max_steps, logs["loss"], speed, left))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **options: Any) -> Any:
+        """Train to the end. Raises DownloadError for a full disk, which leaves the last good checkpoint."""
+        self._started = self._logged = time.perf_counter()
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            return super().train(resume_from_checkpoint, *others, **options)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                # closes the files of logs
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
             if not is_disk_error(error):
                 raise
-            shutil.rmtree(folder, ignore_errors=True)
             last = last_checkpoint(self.folder)
             kept = f"{last} stays: make room, and the same command goes on from there" if last else "make room"
-            raise DownloadError(f"{folder} cannot be written ({_reason(error)}); {kept}.") from error
+            raise DownloadError(f"{self.folder} cannot be written ({_reason(error)}); {kept}.") from error
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(self.folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            raise
 
 
 def _token_counts(batch: Mapping[str, Tensor]) -> Tensor:
@@ -185,8 +219,8 @@ def is_disk_error(error: BaseException) -> bool:
     """Whether an error of a library that writes files comes from a disk that is full or failing."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    text = str(error)
-    return any(sign in text for sign in ("No space left", "PytorchStreamWriter", "file write failed", "Disk quota"))
+    is_library = isinstance(error, (RuntimeError, safetensors.SafetensorError))
+    return is_library and any(sign in str(error) for sign in DISK_SIGNS)
 
 
 def _reason(error: BaseException) -> str:
@@ -223,35 +257,3 @@ class _GradientCheck(TrainerCallback):  # type: ignore[misc]
         gradients = [each.grad for each in model.parameters() if each.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
             raise PolyLMError(self._trainer._not_finite("the gradients are not finite"))
-
-
-class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells how the run goes, from the main process."""
-
-    def __init__(self, trainer: FinetuneTrainer, report: Callable[[Progress], None]) -> None:
-        self._trainer, self._report = trainer, report
-        self._begun = self._last = time.perf_counter()
-        self._first_step = self._tokens = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._begun = self._last = time.perf_counter()
-        self._first_step, self._tokens = state.global_step, self._trainer.tokens_seen
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        now, tokens = time.perf_counter(), self._trainer.tokens_seen
-        speed = (tokens - self._tokens) / max(now - self._last, 1e-9)
-        self._last, self._tokens = now, tokens
-        done = max(state.global_step - self._first_step, 1)
-        left = (now - self._begun) / done * (state.max_steps - state.global_step)
-        logs["tokens_per_second"] = speed
-        self._report(Progress(state.global_step, state.max_steps, logs["loss"], speed, left))
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero and metrics:
-            prefix = "eval_loss_"
-            losses = {name.removeprefix(prefix): loss for name, loss in metrics.items() if name.startswith(prefix)}
-            self._report(Progress(state.global_step, state.max_steps, evaluation=losses))
