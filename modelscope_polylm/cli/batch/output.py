@@ -94,6 +94,8 @@ class OutputFile:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
+            with open(self.path, "rb") as file:  # the failed one would try to write again
+                self._read_records(file)
             raise PolyLMError(
                 f"{self.path} cannot be written: {error.strerror}. {self.written} lines are complete; when there is "
                 "space, the same command goes on after them."
@@ -104,8 +106,7 @@ class OutputFile:
     def count(self) -> None:
         """Count the complete records, and cut off what comes after them. Raises OptionError for other lines."""
         self._file.seek(0)
-        self.written = self.failed = 0
-        end = self._read_records()
+        end = self._read_records(self._file)
         if self._file.seek(0, os.SEEK_END) > end:
             self._file.truncate(end)
             self._file.seek(end)
@@ -117,16 +118,17 @@ class OutputFile:
         except OSError:  # a full disk was reported by append; closing tries the same bytes again
             return
 
-    def _read_records(self) -> int:
+    def _read_records(self, file: BinaryIO) -> int:
         """Count the complete records; returns where they end."""
+        self.written = self.failed = 0
         header = self._format.header
-        start = self._file.read(len(header))
+        start = file.read(len(header))
         if start != header:
             if not header.startswith(start):
                 raise self._changed(0)
             return 0
         end = len(header)
-        for record in self._format.records(self._file):
+        for record in self._format.records(file):
             if not record.endswith(b"\n"):
                 break
             if not self._format.is_record(record, self.written + 1):

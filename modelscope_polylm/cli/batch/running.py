@@ -87,15 +87,18 @@ class RowRunner:
                 yield row, answers
 
     def _prompt_or_error(self, row: Row) -> tuple[Prompt, GenerationOptions] | PolyLMError:
+        """What to submit for a row. Raises OptionError for the options of all rows."""
         if row.error is not None:
             return InputError(row.error)
         try:
             request = self._source.read(row.value)
-            if request.options is None:
-                return self._read(request, self.shared_options), self.shared_options
-            options = self._own_options(request.options)
+            options = self.shared_options if request.options is None else self._own_options(request.options)
             return self._read(request, options), options
-        except (InputError, OptionError) as error:
+        except InputError as error:
+            return error
+        except OptionError as error:
+            if request.options is None:
+                raise
             return InputError(str(error))
 
     def _own_options(self, options: Mapping[str, Any]) -> GenerationOptions:

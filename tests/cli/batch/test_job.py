@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from modelscope_polylm.cli.batch.job import BatchJob
 from modelscope_polylm.cli.batch.output import settings_file
@@ -165,23 +164,22 @@ def test_check_before_the_model_is_loaded(source: Path, tmp_path: Path) -> None:
     job(source, Path("-")).check()
 
 
-@pytest.mark.parametrize("error", [DeviceError("too much"), torch.OutOfMemoryError("CUDA out of memory")])
-def test_batches_that_are_too_large_are_split(
-    tiny: TextGenerator, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_row_that_does_not_fit_keeps_no_other_from_its_answer(
+    tiny: TextGenerator, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job(source, tmp_path / "whole.jsonl").run(tiny, OPTIONS)
-    reply = tiny.reply
+    submit = tiny.backend.submit
+    large = tiny.snapshot.tokenizer.encode(source.read_text().splitlines()[11])
 
-    def small_only(prompts: Any, options: Any) -> Any:
-        if len(prompts) > 3 or "11" in prompts[0].text:
-            raise error
-        return reply(prompts, options)
+    def refuse_one(requests: Any, *arguments: Any) -> Any:
+        if requests[0].prompt == large:
+            raise DeviceError("too much")
+        return submit(requests, *arguments)
 
-    monkeypatch.setattr(tiny, "reply", small_only)
+    monkeypatch.setattr(tiny.backend, "submit", refuse_one)
     job(source, tmp_path / "out.jsonl").run(tiny, OPTIONS)
-    expected = [{**record} for record in lines(tmp_path / "whole.jsonl")]
-    found = lines(tmp_path / "out.jsonl")
-    assert "error" in found[11] and "text" in expected[11]
+    expected, found = lines(tmp_path / "whole.jsonl"), lines(tmp_path / "out.jsonl")
+    assert found[11] == {"line": 12, "error": "too much"}
     assert [*found[:11], *found[12:]] == [*expected[:11], *expected[12:]]
 
 
