@@ -121,10 +121,10 @@ def fold_blocks(
 
 @triton.jit
 def decode_attention_kernel(
-    qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, maxima, sums, partials, counter,
-    table_stride, cache_stride, row_blocks, scale,
+    qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, maxima, sums, partials,
+    counter, table_stride, cache_stride, row_blocks, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK_T: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
-    SPLITS: tl.constexpr, UNITS: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLITS: tl.constexpr, GROUP_SPLITS: tl.constexpr, UNITS: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # qkv: [n, 3, HEADS, HEAD], caches: [HEADS, S, HEAD], slot_table: [R, table_stride], out: [n, HEADS, HEAD]
     # maxima, sums: [n, HEADS, row_blocks], partials: [n, HEADS, row_blocks, HEAD]
@@ -140,7 +140,7 @@ def decode_attention_kernel(
     shared = tl.where(size > 1, tl.minimum(prompt, length) // BLOCK_T, 0)
     own_blocks = blocks - shared
     units = shared + size * own_blocks
-    share = tl.maximum(tl.cdiv(units, SPLITS), UNITS)
+    share = tl.maximum(tl.cdiv(units, tl.minimum(SPLITS * size, GROUP_SPLITS)), UNITS)
     active = tl.cdiv(units, share)
     if split >= active:
         return
@@ -203,13 +203,14 @@ def launch_decode_attention(
     heads, slots, head_dim = key_cache.shape
     count, positions = len(qkv), slot_table.shape[1]
     row_blocks = triton.cdiv(positions, config.block_t)
-    cells = count * heads * row_blocks if config.splits > 1 else 0
+    cells = count * heads * row_blocks if config.group_splits > 1 else 0
     sums = torch.empty(2, cells, dtype=torch.float32, device=qkv.device)
     partials = torch.empty(cells, head_dim, dtype=torch.float32, device=qkv.device)
-    decode_attention_kernel[(heads, len(groups), config.splits)](
+    decode_attention_kernel[(heads, len(groups), config.group_splits)](
         qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, sums[0], sums[1], partials,
         counters(qkv.device), positions, slots * head_dim, row_blocks, LOG2_E / head_dim**0.5,
         HEADS=heads, HEAD=head_dim, BLOCK_T=config.block_t, QUERIES=QUERIES,
-        ROWS=min(QUERIES, triton.next_power_of_2(count)), SPLITS=config.splits, UNITS=config.min_units,
+        ROWS=min(QUERIES, triton.next_power_of_2(count)), SPLITS=config.splits,
+        GROUP_SPLITS=config.group_splits, UNITS=config.min_units,
         AT_ONCE=BLOCKS_AT_ONCE, **launch_options(qkv.device, config.warps, registers=config.registers),
     )  # fmt: skip

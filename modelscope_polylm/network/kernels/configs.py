@@ -51,14 +51,16 @@ def matrix_rows(rows: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Decode attention: a group's blocks of `block_t` keys go to at most `splits` programs, `min_units` or more each.
+    """Decode attention: the blocks of `block_t` keys of a row go to at most `splits` programs, `min_units` or more each.
 
-    Only block_t decides about the bits of the result. `registers` of a thread at most, so that more programs run at once.
+    A group, which has more blocks, gets as many for each of its rows, but at most `group_splits`. Only block_t decides
+    about the bits of the result. `registers` of a thread at most, so that more programs run at once.
     """
 
     block_t: int
     warps: int
     splits: int
+    group_splits: int
     min_units: int = 1
     registers: int = 168
 
@@ -129,7 +131,9 @@ def key_block(dtype: torch.dtype) -> int:
 def choose_attention(count: int, heads: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
     """Cuts long rows so that few rows fill the card; independent of the lengths, which grow on the device."""
     splits = max(1, min(13, round(2.5 * multiprocessors(device) / (count * heads))))
-    return AttentionConfig(key_block(dtype), warps=4, splits=splits)
+    # many rows fill the card however they are grouped, and programs without work cost time, too
+    group_splits = min(24, 4 * splits) if count < 64 else splits
+    return AttentionConfig(key_block(dtype), warps=4, splits=splits, group_splits=group_splits)
 
 
 def choose_prefill_attention(dtype: torch.dtype) -> PrefillAttentionConfig:
