@@ -7,7 +7,10 @@ None is a KeyError, which ModelScope swallows.
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 from collections.abc import Iterable
+
+DISTRIBUTION = "modelscope-polylm"
 
 MOST_LINES = 20
 LONGEST_SHOWN_NAME = 100
@@ -68,3 +71,17 @@ def shortened(lines: list[str]) -> list[str]:
     return (
         lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more like these"]
     )
+
+
+def install_command(extra: str) -> str:
+    """How to install what an extra of this package needs. The package itself is on no registry that pip asks."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        declared = []
+    markers = [(each, each.marker) for each in map(Requirement, declared) if each.marker is not None]
+    optional = [(each, marker) for each, marker in markers if not marker.evaluate({"extra": ""})]
+    needed = [f"'{each.name}{each.specifier}'" for each, marker in optional if marker.evaluate({"extra": extra})]
+    return f"pip install {' '.join(needed)}" if needed else f"pip install '.[{extra}]' in a clone of the repository"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelscope_polylm.errors import DependencyError, OptionError
+from modelscope_polylm.errors import DependencyError, OptionError, install_command
 from modelscope_polylm.serve.logs import FORMATS, LEVELS, configure_logs
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
@@ -137,7 +137,7 @@ def require_serving() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            f"The server needs more packages ({error}): install them with pip install 'modelscope-polylm[serve]'."
+            f"The server needs more packages ({error}): install them with {install_command('serve')}."
         ) from error
 
 

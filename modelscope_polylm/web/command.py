@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelscope_polylm.errors import DependencyError
+from modelscope_polylm.errors import DependencyError, install_command
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
     AdapterFlag,
@@ -66,7 +66,7 @@ def require_gradio() -> None:
         import gradio
     except ImportError as error:
         raise DependencyError(
-            f"The web app needs gradio ({error}): install it with pip install 'modelscope-polylm[web]'."
+            f"The web app needs gradio ({error}): install it with {install_command('web')}."
         ) from error
     if tuple(map(int, gradio.__version__.split(".")[:2])) < OLDEST_GRADIO:
         oldest = ".".join(map(str, OLDEST_GRADIO))

@@ -17,7 +17,7 @@ from modelscope_polylm.cli.bench.engines import PolyLMEngine
 from modelscope_polylm.cli.bench.report import Measurement, Report
 from modelscope_polylm.cli.bench.run import check_memory, compute_rate, least_seconds, measure
 from modelscope_polylm.cli.bench.workloads import WORKLOADS, Workload, random_snapshot, shape_config
-from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.errors import DeviceError, install_command
 from modelscope_polylm.generation.outputs import Completion
 from modelscope_polylm.snapshot import open_snapshot
 
@@ -215,4 +215,4 @@ def test_without_matplotlib(polylm: Callable[..., Any], tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     outcome = polylm("bench", *PLOT, "--plot", str(tmp_path / "x.png"))
     assert outcome.exit_code == 1
-    assert "pip install 'modelscope-polylm[plot]'" in outcome.errors
+    assert install_command("plot") in outcome.errors

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from modelscope_polylm.errors import install_command
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.serve.command import model_names
 from tests.commands import Outcome
@@ -68,7 +69,7 @@ def test_without_the_extra(polylm: Polylm, monkeypatch: pytest.MonkeyPatch, miss
     monkeypatch.setitem(sys.modules, missing, None)
     outcome = polylm("serve", "tiny")
     assert outcome.exit_code == 1
-    assert "pip install 'modelscope-polylm[serve]'" in outcome.errors
+    assert install_command("serve") in outcome.errors
 
 
 def test_names(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_signal_lets_running_requests_end() -> None:
     with ThreadPoolExecutor(1) as pool:
         body = {**completion(**LONG, **name), "stream": True}
         running = pool.submit(served.post, COMPLETIONS, body, **right)
-        gauge = "polylm_running_batches 1.0"
+        gauge = "polylm_running_rows 1.0"
         wait_for(lambda: gauge in httpx.get(f"{served.url}/metrics", headers=right).text)
         code, errors = served.end(signal.SIGTERM)
         lines = [line.removeprefix("data: ") for line in running.result().text.split("\n\n") if line]

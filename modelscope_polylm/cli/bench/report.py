@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelscope_polylm.cli.bench.workloads import CONTEXT_UNIT, ROWS_UNIT
-from modelscope_polylm.errors import DependencyError, InputError, OptionError
+from modelscope_polylm.errors import DependencyError, InputError, OptionError, install_command
 
 FORMATS = (".png", ".svg", ".pdf")
 MARKERS = "osD^v"
@@ -100,7 +100,7 @@ def check_plot(file: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            f"A plot needs matplotlib ({error}): install it with pip install 'modelscope-polylm[plot]'."
+            f"A plot needs matplotlib ({error}): install it with {install_command('plot')}."
         ) from error
 
 
