@@ -43,12 +43,16 @@ class GenerationOptions:
     )
     typical_p: float = option(1.0, "Share kept by locally typical sampling (arXiv 2202.00666).", above=0.0, maximum=1.0)
     repetition_penalty: float = option(1.0, "Makes tokens that occurred less probable; 1 switches it off.", above=0.0)
-    no_repeat_ngram_size: int = option(0, "No sequence of this many tokens occurs twice; 0 switches it off.", minimum=0)
+    no_repeat_ngram_size: int = option(
+        0, "No sequence of this many tokens occurs twice; 0 switches it off.", minimum=0, maximum=256
+    )
     bad_words_ids: list[list[int]] | None = option(None, "Token sequences that are never generated.", nested=True)
     eos_token_id: int | list[int] = option(2, "Token or tokens that end an answer.", token=True)
     pad_token_id: int | None = option(None, "Token that fills ended rows; the first end token if unset.", minimum=0)
     stop_strings: str | list[str] | None = option(None, "Texts that end an answer as soon as it contains one of them.")
-    seed: int | None = option(None, "Makes sampling repeatable on the same device.", minimum=0)
+    seed: int | None = option(
+        None, "Makes sampling repeatable: the same answer in any company.", minimum=0, maximum=2**63 - 1
+    )
     output_scores: bool = option(False, "Also return the score of each answer.")
     output_logprobs: bool = option(False, "Also return the log-probability of each answer token.")
     beam_rules: str | None = option(
