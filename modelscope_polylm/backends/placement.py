@@ -46,17 +46,19 @@ class Memory:
     dtype: str
 
 
-def choose_device(name: str | torch.device | None) -> torch.device:
+def choose_device(name: str | int | torch.device | None) -> torch.device:
     """Return the device for a name such as 'gpu', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
 
-    On a host without CUDA, 'gpu' and 'cuda' without a number mean the CPU, as in ModelScope; that is logged.
+    A number alone is that of a GPU, as in transformers. On a host without CUDA, 'gpu' and 'cuda' without a number mean
+    the CPU, as in ModelScope; that is logged.
 
     Raises:
         DeviceError: an unknown name, or a numbered GPU that this host does not have.
     """
     import torch
 
-    found = re.fullmatch(r"(cpu|gpu|cuda)(?::(\d+))?", str(name or "gpu").strip().lower())
+    text = "gpu" if name in (None, "") else str(name).strip().lower()
+    found = re.fullmatch(r"(cpu|gpu|cuda)(?::(\d+))?", f"cuda:{text}" if text.isdecimal() else text)
     if found is None:
         raise DeviceError(f"Unknown device {name!r}: use 'cpu', 'gpu', 'cuda', or a numbered GPU such as 'cuda:1'.")
     kind, number = found.groups()

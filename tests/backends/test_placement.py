@@ -33,6 +33,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu", "cpu"),
         (None, "cuda:0"),
         (torch.device("cuda", 1), "cuda:1"),
+        (0, "cuda:0"),
+        ("1", "cuda:1"),
     ],
 )
 def test_names_with_gpus(two_gpus: None, name: str | None, device: str) -> None:
@@ -46,7 +48,7 @@ def test_names_without_a_gpu(no_gpu: None, caplog: pytest.LogCaptureFixture, nam
     assert bool(caplog.records) == warns
 
 
-@pytest.mark.parametrize("name", ["cuda:0", "gpu:0", "cuda:7"])
+@pytest.mark.parametrize("name", ["cuda:0", "gpu:0", "cuda:7", "0"])
 def test_a_numbered_gpu_must_exist(no_gpu: None, name: str) -> None:
     with pytest.raises(DeviceError, match=f"'{name}' does not exist: this host has 0 GPUs"):
         choose_device(name)
@@ -57,7 +59,7 @@ def test_a_number_beyond_the_last_gpu(two_gpus: None) -> None:
         choose_device("cuda:2")
 
 
-@pytest.mark.parametrize("name", ["xpu", "cuda:", "cpus", "cuda:-1", "1", 1])
+@pytest.mark.parametrize("name", ["xpu", "cuda:", "cpus", "cuda:-1", -1, True])
 def test_unknown_devices(two_gpus: None, name: object) -> None:
     with pytest.raises(DeviceError, match="Unknown device"):
         choose_device(name)  # type: ignore[arg-type]
