@@ -51,6 +51,9 @@ def finetune(
         Path | None,
         typer.Option(help="A YAML file with groups of data and the stages that mix them, in place of DATA."),
     ] = None,
+    evaluation_data: Annotated[
+        list[str] | None, typer.Option(help="Data to measure the loss on, as DATA; may be repeated.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and show two records.")
     ] = False,
@@ -82,6 +85,7 @@ def finetune(
         data=Curriculum.read(curriculum) if curriculum is not None else named_data(data or []),
         out=out,
         options=TrainingOptions.from_dict(options),
+        evaluation_data=named_data(evaluation_data or []),
         model_name=None if Path(model).expanduser().is_dir() or model == "tiny" else model,
         release=name,
         prompt_format=prompt_format,
@@ -98,21 +102,12 @@ def finetune(
 
 def named_data(texts: Sequence[str]) -> list[DataSet]:
     """Data sets of NAME=PATH, and of paths, whose rows tell what they are. Raises InputError."""
+    from modelscope_polylm.training.prepare import own_data_set
+
+    is_named = ["=" in text and not Path(text).exists() for text in texts]
     return [
-        parse_data_set(text) if "=" in text and not Path(text).exists() else data_set_of(Path(text)) for text in texts
+        parse_data_set(text) if named else own_data_set(Path(text)) for text, named in zip(texts, is_named, strict=True)
     ]
-
-
-def data_set_of(path: Path) -> DataSet:
-    """A file or folder with rows of a general source. Raises InputError."""
-    from modelscope_polylm.training.prepare import DataSet
-    from modelscope_polylm.training.rows import read_rows
-    from modelscope_polylm.training.sources import source_of_row
-
-    first = next((row for row in read_rows(path) if isinstance(row, dict)), None)
-    if first is None:
-        raise InputError(f"{path} has no row.")
-    return DataSet(source_of_row(first), path)
 
 
 def render_plan(plan: Plan, as_json: bool) -> str:

@@ -20,16 +20,19 @@ from modelscope_polylm.plugin.import_hooks import after_import, replace_everywhe
 MODEL_TYPE = "polylm"
 PIPELINE_TYPE = "polylm-text-generation"
 PREPROCESSOR_TYPE = "polylm-tokenizer"
+TRAINER_TYPE = "polylm-sft"
 TASKS = ("text-generation", "chat")
 
 _MODEL = "modelscope_polylm.plugin.model"
 _PIPELINES = "modelscope_polylm.plugin.pipelines"
 _PREPROCESSOR = "modelscope_polylm.plugin.preprocessor"
+_TRAINER = "modelscope_polylm.plugin.trainer"
 
 INDEX_ENTRIES = {
     **{("MODELS", task, MODEL_TYPE): _MODEL for task in TASKS},
     **{("PIPELINES", task, PIPELINE_TYPE): _PIPELINES for task in TASKS},
     ("PREPROCESSORS", "nlp", PREPROCESSOR_TYPE): _PREPROCESSOR,
+    ("TRAINERS", "default", TRAINER_TYPE): _TRAINER,
 }
 BUILT_IN_MODULES = {
     "modelscope.models.nlp.polylm.text_generation": _MODEL,

@@ -20,7 +20,7 @@ from modelscope_polylm.training.prepare import DataReport, DataSet, read_data
 from modelscope_polylm.training.rows import data_files
 from modelscope_polylm.training.schedule import Curriculum, epochs_order, stages_order
 
-ONLY_GROUP = "data"
+ONLY_GROUP, EVALUATION = "data", "evaluation"
 STAMP = "stamp.json"
 
 
@@ -30,16 +30,29 @@ class TokenStore:
     Args:
         folder: of all of them.
         encoder: makes the examples.
+        may_write: False where another process has made them.
+        check: gets a group and the sha256 of its tokens.
     """
 
-    def __init__(self, folder: Path, encoder: RecordEncoder) -> None:
-        self._folder, self._encoder = folder, encoder
+    def __init__(
+        self,
+        folder: Path,
+        encoder: RecordEncoder,
+        may_write: bool = True,
+        check: Callable[[str, str], None] = lambda group, digest: None,
+    ) -> None:
+        self._folder, self._encoder, self._may_write, self._check = folder, encoder, may_write, check
 
-    def open(self, group: str, data_sets: Sequence[DataSet], may_write: bool = True) -> TokenFile:
-        """The examples of a group; another process may have made them where this one may not."""
-        folder, wanted = self._folder / group, self._stamp(data_sets)
+    def open(self, group: str, data_sets: Sequence[DataSet]) -> TokenFile:
+        """The examples of a group. Raises InputError for data that cannot be read or learnt."""
+        tokens = self._opened(self._folder / group, data_sets)
+        self._check(group, file_sha256(self._folder / group / TokenFile.CONTENT))
+        return tokens
+
+    def _opened(self, folder: Path, data_sets: Sequence[DataSet]) -> TokenFile:
+        wanted = self._stamp(data_sets)
         is_same = wanted is not None and _read_json(folder / STAMP) == wanted
-        if is_same or not may_write:
+        if is_same or not self._may_write:
             return TokenFile(folder)
         shutil.rmtree(folder, ignore_errors=True)
         report = DataReport()
@@ -48,10 +61,6 @@ class TokenStore:
         tokens = TokenFile.write(folder, records, self._encoder, report)
         write_atomically(folder / STAMP, json.dumps(wanted))
         return tokens
-
-    def digest(self, group: str) -> str:
-        """The sha256 of a group's tokens."""
-        return file_sha256(self._folder / group / TokenFile.CONTENT)
 
     def _stamp(self, data_sets: Sequence[DataSet]) -> Any:
         """Changes with the files that tokens are made of; None where rows come from elsewhere."""
@@ -73,6 +82,7 @@ class RunRows:
         data: a curriculum, or the data sets of ONLY_GROUP.
         options: complete.
         step_rows: rows of an optimizer step.
+        evaluation: further examples, none of which is learnt.
 
     Attributes:
         training: the rows in the order of the run.
@@ -87,6 +97,7 @@ class RunRows:
         data: Sequence[DataSet] | Curriculum,
         options: TrainingOptions,
         step_rows: int,
+        evaluation: TokenFile | None = None,
     ) -> None:
         self._options, self._length = options, options.length or 0
         self._packing: Packing = options.packing  # type: ignore[assignment]
@@ -98,8 +109,11 @@ class RunRows:
             raise InputError("All records are held out: lower the share of evaluation, or give more data.")
         order = self._order(data, counts, sizes, step_rows)
         self.training: Subset[dict[str, Any]] = Subset(_joined(list(groups.values())), order.tolist())
-        self.held_out = self._by_language(tokens, chosen)
-        self.held_out_records = sum(len(np.unique(each.records[chosen[group]])) for group, each in tokens.items())
+        held_out = [(each, chosen[group]) for group, each in tokens.items()]
+        if evaluation is not None:
+            held_out.append((evaluation, np.ones(len(evaluation), bool)))
+        self.held_out = self._by_language(held_out)
+        self.held_out_records = sum(len(np.unique(each.records[which])) for each, which in held_out)
         self.fill = sum(sizes.values()) / (sum(counts.values()) * self._length)
 
     def _held_out(self, tokens: TokenFile) -> NDArray[np.bool_]:
@@ -115,14 +129,14 @@ class RunRows:
         return PackedRows(tokens, [[int(examples[example]) for example in row] for row in rows], self._packing)
 
     def _by_language(
-        self, tokens: Mapping[str, TokenFile], chosen: Mapping[str, NDArray[np.bool_]]
+        self, held_out: Sequence[tuple[TokenFile, NDArray[np.bool_]]]
     ) -> dict[str, Dataset[dict[str, Any]]]:
         found: dict[str, list[PackedRows]] = {}
-        for group, each in tokens.items():
-            for number, language in enumerate(each.language_names):
-                examples = np.flatnonzero(chosen[group] & (each.languages == number))
+        for tokens, chosen in held_out:
+            for number, language in enumerate(tokens.language_names):
+                examples = np.flatnonzero(chosen & (tokens.languages == number))
                 if len(examples):
-                    found.setdefault(language, []).append(self._packed(each, examples))
+                    found.setdefault(language, []).append(self._packed(tokens, examples))
         return {language: _joined(rows) for language, rows in sorted(found.items())}
 
     def _order(
@@ -146,20 +160,6 @@ class RunRows:
 def groups_of(data: Sequence[DataSet] | Curriculum) -> dict[str, Sequence[DataSet]]:
     """The data sets by group."""
     return dict(data.groups) if isinstance(data, Curriculum) else {ONLY_GROUP: data}
-
-
-def open_tokens(
-    store: TokenStore,
-    data: Sequence[DataSet] | Curriculum,
-    may_write: bool = True,
-    check: Callable[[str, str], None] = lambda group, digest: None,
-) -> dict[str, TokenFile]:
-    """The examples of all groups; `check` gets each group and the digest of its tokens."""
-    tokens = {}
-    for group, data_sets in groups_of(data).items():
-        tokens[group] = store.open(group, data_sets, may_write)
-        check(group, store.digest(group))
-    return tokens
 
 
 def _joined(rows: Sequence[PackedRows]) -> Dataset[dict[str, Any]]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.errors import DependencyError, DeviceError, OptionError
+from modelscope_polylm.errors import DependencyError, DeviceError, OptionError, install_command
 from modelscope_polylm.files import lock, write_atomically
 from modelscope_polylm.training.collate import RecordEncoder, TokenFile
-from modelscope_polylm.training.dataset import RunRows, TokenStore, open_tokens
+from modelscope_polylm.training.dataset import EVALUATION, RunRows, TokenStore, groups_of
 from modelscope_polylm.training.options import TrainingOptions
 from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_available, memory_needed
 from modelscope_polylm.training.prepare import DataSet
@@ -51,6 +51,7 @@ class Job:
         data: data sets, or a curriculum.
         out: folder of the run; its result is in `out/output`.
         options: of the training.
+        evaluation_data: data sets to measure the loss on, besides the share of the records that is held out.
         model_name: how an adapter names its base; the folder if None.
         release, prompt_format: as in `TextGenerator.load`.
         device, dtype: where it runs, and the precision of the products.
@@ -60,6 +61,7 @@ class Job:
     data: Sequence[DataSet] | Curriculum
     out: Path
     options: TrainingOptions
+    evaluation_data: Sequence[DataSet] = ()
     model_name: str | None = None
     release: str | None = None
     prompt_format: str | None = None
@@ -112,6 +114,10 @@ def finetune(
 
 def evaluate(job: Job) -> dict[str, float]:
     """Mean loss of the held-out records by the last checkpoint: 'eval_loss', and 'eval_loss_de' for each language."""
+    from modelscope_polylm.training.trainer import last_checkpoint
+
+    if last_checkpoint(job.out) is None:
+        raise OptionError(f"{job.out} has no checkpoint: train first.")
     with _device_errors():
         run = _Run(job)
         run.plan(job.out / TOKENS, 0)
@@ -127,7 +133,7 @@ class _Run:
         from modelscope_polylm.text.prompts import known_format
 
         if job.options.method == "lora" and importlib.util.find_spec("peft") is None:
-            raise DependencyError("LoRA needs peft: pip install 'modelscope-polylm[train]'.")
+            raise DependencyError(f"LoRA needs peft: install it with {install_command('train')}.")
         self.job, self.output = job, job.out / OUTPUT
         self.snapshot: Snapshot = open_snapshot(job.model, prompt_format=job.prompt_format, release=job.release)
         self.prompt_format = known_format(self.snapshot.prompt_format)
@@ -226,9 +232,11 @@ class _Run:
         in_history = self.prompt_format.end_in_history if chosen is None else chosen
         encoder = RecordEncoder(self.snapshot.tokenizer, self.prompt_format, options.length or 0, in_history)
         with self._main_first():
-            tokens = open_tokens(TokenStore(folder, encoder), self.job.data, self.is_main, self._check_data)
+            store = TokenStore(folder, encoder, self.is_main, self._check_data)
+            tokens = {group: store.open(group, each) for group, each in groups_of(self.job.data).items()}
+            evaluation = store.open(EVALUATION, self.job.evaluation_data) if self.job.evaluation_data else None
         step_rows = options.micro_batches(self.processes) * options.device_rows * self.processes
-        self.rows = RunRows(tokens, self.job.data, options, step_rows)
+        self.rows = RunRows(tokens, self.job.data, options, step_rows, evaluation)
         self.steps = -(-len(self.rows.training) // step_rows)
         trained = adapter_parameters(config, options.lora_rank) if options.method == "lora" else config.parameters
         return Plan(
@@ -270,17 +278,14 @@ class _Run:
         from modelscope_polylm.training.trainer import last_checkpoint
 
         if not self.rows.held_out:
-            raise OptionError("No record is held out: train with evaluation=0.01 or another share.")
-        last = last_checkpoint(self.job.out)
-        if last is None:
-            raise OptionError(f"{self.job.out} has no checkpoint: train first.")
-        trainer = self.trainer(lambda progress: None)
-        trainer._load_from_checkpoint(str(last))
+            raise OptionError("No record is held out: train with evaluation=0.01 or another share, or give other data.")
+        trainer = self.trainer(lambda progress: None, log=False)
+        trainer._load_from_checkpoint(str(last_checkpoint(self.job.out)))
         with _own_dtypes(trainer.model):
             return trainer.evaluate()
 
-    def trainer(self, report: Callable[[Progress], None]) -> FinetuneTrainer:
-        """The network and its Trainer, as they are before the first step."""
+    def trainer(self, report: Callable[[Progress], None], log: bool = True) -> FinetuneTrainer:
+        """The network and its Trainer, as they are before the first step; `log`: to TensorBoard, too."""
         import torch
         from transformers import set_seed
         from transformers.utils import logging
@@ -289,7 +294,7 @@ class _Run:
         from modelscope_polylm.training.trainer import FinetuneTrainer
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of shards; the run has a bar of its own
-        arguments, is_full = self._arguments(), self.options.method == "full"
+        arguments, is_full = self._arguments(log), self.options.method == "full"
         set_seed(self.options.seed)
         by_parts = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # accelerate sends each device its part
         device = torch.device("cpu") if by_parts else arguments.device
@@ -317,7 +322,7 @@ class _Run:
         network.name_or_path = settings["base_model_name_or_path"]  # peft takes it from there
         return get_peft_model(network, LoraConfig(**settings))
 
-    def _arguments(self) -> Any:
+    def _arguments(self, log: bool) -> Any:
         from transformers import TrainingArguments
 
         options = self.options
@@ -347,7 +352,7 @@ class _Run:
             save_steps=options.save_every,
             save_total_limit=CHECKPOINTS_KEPT,
             remove_unused_columns=False,
-            report_to=["tensorboard"] if importlib.util.find_spec("tensorboard") else [],
+            report_to=["tensorboard"] if log and importlib.util.find_spec("tensorboard") else [],
             disable_tqdm=True,
             dataloader_pin_memory=self.device.type == "cuda",
         )

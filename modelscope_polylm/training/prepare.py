@@ -14,7 +14,7 @@ from typing import Any, Literal
 from modelscope_polylm.errors import DownloadError, InputError, OptionError
 from modelscope_polylm.training.layouts import LeftOut, Record
 from modelscope_polylm.training.rows import data_files, read_rows
-from modelscope_polylm.training.sources import SOURCES, Source
+from modelscope_polylm.training.sources import SOURCES, Source, source_of_row
 
 ROWS_PER_REPORT = 1000
 """Progress is told once for so many rows."""
@@ -44,6 +44,14 @@ class DataSet:
             rows = read_rows(file)
             for row in _first_checked(rows, self.source, file):
                 yield language, row
+
+
+def own_data_set(path: Path) -> DataSet:
+    """A file or folder of somebody's own, whose rows tell what they are. Raises InputError."""
+    first = next((row for row in read_rows(path) if isinstance(row, Mapping)), None)
+    if first is None:
+        raise InputError(f"{path} has no row.")
+    return DataSet(source_of_row(first), path)
 
 
 @dataclass

@@ -337,10 +337,19 @@ def test_held_out_losses_by_language(job: Job) -> None:
 
 
 def test_nothing_held_out_to_evaluate(job: Job) -> None:
-    with pytest.raises(OptionError, match="No record is held out"):
-        evaluate(job)
     with pytest.raises(OptionError, match="has no checkpoint: train first"):
         evaluate(with_options(job, evaluation=0.5))
+    finetune(with_options(job, steps=1))
+    with pytest.raises(OptionError, match="No record is held out"):
+        evaluate(with_options(job, steps=1))
+
+
+def test_data_of_their_own_to_evaluate(job: Job, tmp_path: Path) -> None:
+    rows = [{"text": "Beijing is the capital of China. " * 9, "language": "en"}] * 3
+    other = DataSet(SOURCES["text"], write_lines(tmp_path / "dev.jsonl", rows))
+    seen: list[Progress] = []
+    finetune(dataclasses.replace(with_options(job, evaluate_every=6), evaluation_data=[other]), report=seen.append)
+    assert [set(progress.evaluation) for progress in seen if progress.evaluation] == [{"en"}]
 
 
 def test_tensorboard(job: Job) -> None:
