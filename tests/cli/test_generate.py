@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modelscope_polylm import GenerationOptions
 from modelscope_polylm.generation.options import option_fields
@@ -104,6 +105,8 @@ def test_several_answers(generate: Callable[..., Any], generator: TextGenerator)
         (["--file", "/nowhere/prompt.txt"], "cannot be read: No such file"),
         ([""], "is empty"),
         (["--max-new-tokens", "0", TEXT], "max_new_tokens=0"),
+        (["--seed", str(2**64), "--do-sample", TEXT], f"seed={2**64} must be at most"),
+        (["--seed", "-1", "--do-sample", TEXT], "seed=-1 must be at least 0"),
         (["--max-new-tokens", "999", TEXT], "max_new_tokens=999"),
         (["--early-stopping", "perhaps", TEXT], "early_stopping='perhaps'"),
         (["--bad-words-ids", "[[1,", TEXT], "cannot be read: write it like"),
@@ -123,6 +126,13 @@ def test_stdin_that_is_not_utf8(generate: Callable[..., Any]) -> None:
     outcome = generate("-", stdin=b"Paris \xff")
     assert outcome.exit_code == 2
     assert "stdin is not UTF-8 text (invalid start byte at byte 6)" in outcome.errors
+
+
+def test_a_number_is_a_gpu(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    outcome = polylm("generate", "--device", "0", TEXT)
+    assert (outcome.exit_code, outcome.output) == (1, "")
+    assert outcome.errors == "Error: Device '0' does not exist: this host has 0 GPUs. Use 'gpu' or 'cpu'.\n"
 
 
 def test_unknown_models(polylm: Callable[..., Any], tmp_path: Path) -> None:

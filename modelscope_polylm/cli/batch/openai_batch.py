@@ -60,9 +60,11 @@ class OpenAIBatch:
         if not isinstance(markers, bool):
             raise InputError(f"allow_role_markers={markers!r:.80} must be true or false.")
         try:
-            return RowRequest(prompt, options=generation_options(body), allow_role_markers=markers)
+            options = generation_options(body)
         except OptionError as error:
             raise InputError(str(error)) from error
+        # clients of OpenAI's interface send system messages as a matter of course
+        return RowRequest(prompt, options=options, allow_role_markers=markers, system_message="prepend")
 
     def response(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         """The row of the output file. The number of a row is its id, so that a continued run goes on with it."""

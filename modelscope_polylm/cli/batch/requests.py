@@ -27,12 +27,14 @@ class RowRequest:
         chat: whether a plain text is a user's message.
         options: generation options of this row, which win over the command's; None: it has none of its own.
         allow_role_markers: whether a message may hold the markers that begin a turn; None: no, and nobody can allow it.
+        system_message: what becomes of system messages, as in `join_turns`.
     """
 
     value: Any
     chat: bool = False
     options: Mapping[str, Any] | None = None
     allow_role_markers: bool | None = None
+    system_message: str = "refuse"
 
 
 class RequestSource(Protocol):

@@ -108,5 +108,5 @@ class RowRunner:
 
     def _read(self, request: RowRequest, options: GenerationOptions) -> Prompt:
         return self._generator.reader.read(
-            request.value, options, chat=request.chat, allow_role_markers=request.allow_role_markers
+            request.value, options, request.chat, request.allow_role_markers, request.system_message
         )

@@ -16,7 +16,9 @@ from modelscope_polylm.errors import InputError
 from modelscope_polylm.generator import TextGenerator
 from tests.cli.batch.test_job import lines
 
-QUESTION = "Rome is the capital of Italy.\nTranslate this sentence from English to German."
+SENTENCE = "Rome is the capital of Italy."
+TASK = {"role": "user", "content": "Translate this sentence from English to German."}
+QUESTION = f"{SENTENCE}\n{TASK['content']}"
 ANSWER = "Rom ist die Hauptstadt von Italien."
 MESSAGES = [{"role": "user", "content": QUESTION}]
 PROMPT = f"<|user|>\n{QUESTION}\n<|assistant|>\n"
@@ -43,16 +45,29 @@ def test_requests_get_responses(polylm: Callable[..., Any], tiny: TextGenerator,
         request("text", COMPLETION, temperature=0, echo=True),
         request("long", max_tokens=5000),
         request("seeded", temperature=1.5, seed=-3, max_tokens=4),
+        request("system", temperature=0, messages=[{"role": "system", "content": SENTENCE}, TASK]),
         {"custom_id": "no body", "method": "POST", "url": CHAT},
     )
     outcome = polylm("batch", str(source), str(tmp_path / "out.jsonl"), "--device", "cpu")
-    assert (outcome.exit_code, outcome.errors) == (0, "3 of 9 lines hold an error.\n")
+    assert (outcome.exit_code, outcome.errors) == (0, "3 of 10 lines hold an error.\n")
     records = lines(tmp_path / "out.jsonl")
     assert [record["custom_id"] for record in records] == [json.loads(line)["custom_id"] for line in source.open()]
-    assert [record["id"] for record in records] == [f"batch_req_{number}" for number in range(1, 10)]
+    assert [record["id"] for record in records] == [f"batch_req_{number}" for number in range(1, 11)]
     assert {record["error"] for record in records} == {None}
-    assert [record["response"]["status_code"] for record in records] == [200, 200, 400, 200, 200, 200, 400, 200, 400]
-    beams, greedy, wrong, stop, several, text, long, _, nothing = (record["response"]["body"] for record in records)
+    assert [record["response"]["status_code"] for record in records] == [
+        200,
+        200,
+        400,
+        200,
+        200,
+        200,
+        400,
+        200,
+        200,
+        400,
+    ]
+    bodies = [record["response"]["body"] for record in records]
+    beams, greedy, wrong, stop, several, text, long, _, system, nothing = bodies
     completion = ChatCompletion.model_validate(beams)
     assert (completion.choices[0].message.content, completion.choices[0].finish_reason) == (ANSWER, "stop")
     tokenizer = tiny.snapshot.tokenizer
@@ -73,6 +88,10 @@ def test_requests_get_responses(polylm: Callable[..., Any], tiny: TextGenerator,
         "code": None,
     }
     assert "max_new_tokens=5000" in long["error"]["message"]
+    merged = tiny.reader.read(
+        {"messages": [{"role": "user", "content": f"{SENTENCE}\n\n{TASK['content']}"}]}, tiny.options({})
+    )
+    assert system["usage"]["prompt_tokens"] == len(merged.ids)
     assert "is no request" in nothing["error"]["message"]
 
 
