@@ -57,6 +57,28 @@ STORAGE_DTYPES = {
     "BoolStorage": "bool",
 }
 
+# Instructions of pickles: which push their argument, which push a value, and which make or extend a collection of so
+# many values, or of all since the last mark.
+LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
+COLLECTIONS: dict[str, tuple[str, int | None]] = {
+    "TUPLE": ("tuple", None),
+    "TUPLE1": ("tuple", 1),
+    "TUPLE2": ("tuple", 2),
+    "TUPLE3": ("tuple", 3),
+    "APPEND": ("list", 1),
+    "APPENDS": ("list", None),
+    "SETITEM": ("dict", 2),
+    "SETITEMS": ("dict", None),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorHeader:
@@ -397,26 +419,6 @@ def _counts(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(values)
 
 
-LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
-CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-COLLECTIONS: dict[str, tuple[str, int | None]] = {
-    "TUPLE": ("tuple", None),
-    "TUPLE1": ("tuple", 1),
-    "TUPLE2": ("tuple", 2),
-    "TUPLE3": ("tuple", 3),
-    "APPEND": ("list", 1),
-    "APPENDS": ("list", None),
-    "SETITEM": ("dict", 2),
-    "SETITEMS": ("dict", None),
-}
-"""What an instruction makes or extends, and of how many values; None: of all since the last mark."""
 PICKLED_NAMES: dict[str, Any] = {
     "collections OrderedDict": _dictionary,
     "torch._utils _rebuild_tensor": _tensor,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from modelscope.models.base import TorchModel
 from modelscope.models.builder import MODELS
 
-from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.errors import InputError, OptionError, SnapshotError
+from modelscope_polylm.files import read_json
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.plugin.registration import MODEL_TYPE
 
@@ -154,8 +154,8 @@ def _own_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def _configured(folder: Path) -> list[str]:
     try:
-        section = json.loads((folder / "configuration.json").read_text(encoding="utf-8")).get("model")
-    except (OSError, ValueError, AttributeError):
+        section = read_json(folder / "configuration.json").get("model")
+    except (SnapshotError, AttributeError):
         return []  # opening the snapshot tells what is wrong with it
     return list(section) if isinstance(section, dict) else []
 
