@@ -1,7 +1,7 @@
-"""`modelscope polylm ...`: the same command line, offered to ModelScope's.
+"""`modelscope polylm ...`: the command line of PolyLM as a part of ModelScope's.
 
-Every `modelscope` command loads this class through the entry point group `modelscope_hub.cli_plugins`. That imports the
-package, so that for instance `modelscope server` finds PolyLM's pipelines.
+Every `modelscope` command loads this class through the entry point group `modelscope_hub.cli_plugins`. Doing so imports
+the package, which makes PolyLM's pipelines known to `modelscope server`, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class PolyLMCommand:
-    """A sub-command of `modelscope`: hands everything behind its name to `polylm`."""
+    """A sub-command of `modelscope`: hands everything after its name to `polylm`."""
 
     name = "polylm"
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from modelscope_polylm.releases import BEAM_SEARCH
 from modelscope_polylm.terminal.flags import DeviceFlag, ModelFlag
 from modelscope_polylm.terminal.models import find_model, limit_threads
 from modelscope_polylm.terminal.output import write
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
-
-OPTIONS: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 4,
-    "max_new_tokens": 128,
-    "early_stopping": True,
-    "eos_token_id": 2,
-}
 
 
 def demo(*, model: ModelFlag = "tiny", device: DeviceFlag = None) -> None:
@@ -39,7 +32,7 @@ def demo(*, model: ModelFlag = "tiny", device: DeviceFlag = None) -> None:
 
 
 def translate(pipe: Any, languages: Sequence[str]) -> list[str]:
-    """The sentence in other languages, with the published prompt and settings; what follows the prompt."""
+    """Translate the sentence with the published prompt and settings; returns what follows the prompt."""
     prompts = [f"<|user|>\n{translation_request(SENTENCE, language)}\n<|assistant|>\n" for language in languages]
-    outputs = pipe(prompts, batch_size=len(prompts), return_full_text=False, **OPTIONS)
+    outputs = pipe(prompts, batch_size=len(prompts), return_full_text=False, **BEAM_SEARCH)
     return [output["text"] for output in outputs]

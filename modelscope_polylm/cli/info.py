@@ -16,6 +16,11 @@ from modelscope_polylm.terminal.output import printable, write
 from modelscope_polylm.text.prompts import FORMATS, PromptFormat
 
 INDENT = "  "
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+CACHE_TOKENS = 1000
+PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 256_000, 2048
+QUESTION = "Hello"
+MODEL_NAME = "the name of the model"
 
 
 def info(
@@ -30,7 +35,6 @@ def info(
     Parameters, memory for weights and cache, what fits on this machine, release, prompt format, default options.
     Nothing is downloaded: of a release that is not on this machine the published sizes are shown.
     """
-
     facts = model_facts(model, revision, memories(), release)
     write(json.dumps(facts, ensure_ascii=False, indent=1) + "\n" if as_json else f"{_page(facts)}\n")
 
@@ -50,11 +54,11 @@ def _page(facts: dict[str, Any]) -> str:
 
 def _release(facts: dict[str, Any]) -> list[str]:
     release, folder = facts["release"], facts["folder"]
-    place = f"folder {folder}" if folder else "not on this machine: the first use downloads it"
+    location = f"folder {folder}" if folder else "not on this machine: the first use downloads it"
     if release is None:
-        return ["unknown: neither configuration.json nor the folder's name tells; pass --release", place]
+        return ["unknown: neither configuration.json nor the folder's name tells; pass --release", location]
     lines = [f"{name} {release[name]}" for name in ("name", "kind", "model_id", "revision", "hf_id") if release[name]]
-    return [*lines, f"recognised by {facts['release_source']}", place]
+    return [*lines, f"recognised by {facts['release_source']}", location]
 
 
 def _network(facts: dict[str, Any]) -> list[str]:
@@ -70,10 +74,10 @@ def _memory(facts: dict[str, Any]) -> list[str]:
 
 
 def _fit_text(memory: dict[str, Any]) -> str:
-    there = f"{memory['name']}: {readable_bytes(memory['free'])} of {readable_bytes(memory['total'])} free"
+    free = f"{memory['name']}: {readable_bytes(memory['free'])} of {readable_bytes(memory['total'])} free"
     if not memory["fits"]:
-        return f"{there}; the weights in {memory['dtype']} do not fit"
-    return f"{there}; fits in {memory['dtype']} with a cache of {memory['cache_tokens']:,} tokens"
+        return f"{free}; the weights in {memory['dtype']} do not fit"
+    return f"{free}; fits in {memory['dtype']} with a cache of {memory['cache_tokens']:,} tokens"
 
 
 def _prompt(facts: dict[str, Any]) -> list[str]:
@@ -83,15 +87,8 @@ def _prompt(facts: dict[str, Any]) -> list[str]:
     return [*facts["prompt"].rstrip("\n").split("\n"), f"({turns})"]
 
 
-ITEM_BYTES = {"bfloat16": 2, "float32": 4}
-CACHE_TOKENS = 1000
-PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 256_000, 2048
-QUESTION = "Hello"
-NAME = "the name of the model"
-
-
 def model_facts(model: str, revision: str | None, machine: list[Memory], release: str | None = None) -> dict[str, Any]:
-    """All facts; of a release that is not on this machine those that are known without its files.
+    """Everything that is shown; of a release that is not on this machine what is known without its files.
 
     Raises:
         SnapshotError: no such model, or a broken one.
@@ -107,12 +104,12 @@ def model_facts(model: str, revision: str | None, machine: list[Memory], release
         if name is None:
             raise
         named = RELEASES[name]
-        names = {"folder": None, "release_source": NAME, "defaults": dict(named.generation)}
+        names = {"folder": None, "release_source": MODEL_NAME, "defaults": dict(named.generation)}
         return _facts(_published_config(named), named, FORMATS[named.prompt_format], names, machine)
     snapshot = open_snapshot(folder, release=release or name)
     names = {
         "folder": str(Path(snapshot.folder).resolve()),
-        "release_source": NAME if name and not release else snapshot.release_source,
+        "release_source": MODEL_NAME if name and not release else snapshot.release_source,
         "defaults": snapshot.generation,
     }
     return _facts(snapshot.config, snapshot.release, snapshot.prompt_format, names, machine)
@@ -149,7 +146,7 @@ def cache_bytes(config: PolyLMConfig, dtype: str, tokens: int = CACHE_TOKENS) ->
 
 
 def _fit(config: PolyLMConfig, memory: Memory) -> dict[str, Any]:
-    """Whether the weights fit into free memory, and how many tokens of cache beside them."""
+    """Whether the weights fit into free memory, and how many tokens of KV cache next to them."""
     left = memory.free - config.parameters * ITEM_BYTES[memory.dtype]
     tokens = max(left, 0) // cache_bytes(config, memory.dtype, tokens=1)
     return {**vars(memory), "fits": left > 0, "cache_tokens": tokens}

@@ -12,9 +12,8 @@ from typing import Annotated
 
 import typer
 
-from modelscope_polylm.releases import named_release
 from modelscope_polylm.terminal.flags import AdapterFlag, DeviceFlag, JsonFlag, RevisionFlag, complete_model
-from modelscope_polylm.terminal.models import find_model
+from modelscope_polylm.terminal.models import find_model, release_name
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal, working, write
 
 Source = Annotated[
@@ -23,6 +22,9 @@ Source = Annotated[
         help="A folder, a hub id, or a release such as tiny or assistant-13b.", autocompletion=complete_model
     ),
 ]
+
+Progress = Callable[[int, int], None]
+"""Takes the bytes that are done and their total."""
 
 
 def package(
@@ -43,10 +45,10 @@ def package(
     Safetensors, right end token, an exact tokenizer.json, a chat template, a model card. A run that was interrupted is
     continued by the same command.
     """
-    folder, known = find_model(source, revision), named_release(source)
+    folder = find_model(source, revision)
     from modelscope_polylm.packaging.package import package_snapshot
 
-    name = release or (known.name if known else None)
+    name = release_name(source, release)
     with byte_progress("Writing weights") as progress:
         report = package_snapshot(folder, out, dtype, name, max_shard_size, force, strict, progress, adapter)
     parts = {"folder": str(report.folder), "files": report.files, "size": report.size, "warnings": report.warnings}
@@ -93,10 +95,6 @@ def upload(
     with byte_progress("Uploading") as progress:
         address = upload_package(folder, model_id, revision_tag, visibility, message, progress)
     write(f"{address}\n")
-
-
-Progress = Callable[[int, int], None]
-"""Takes the bytes that are done and their total."""
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from modelscope_polylm.text.languages import LANGUAGES, TRANSLATIONS
 if TYPE_CHECKING:
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
-
 COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green")
+BLOCK, BLOCK_IN_ASCII = "█", "#"
 
 
 def tokens(
@@ -37,7 +37,6 @@ def tokens(
     On a terminal the pieces in colour, then each token's id, piece and bytes; elsewhere id, piece and bytes, a tab
     between them. Nothing is downloaded.
     """
-
     given = "" if languages and text is None and file is None else read_text(text, file)
     tokenizer = _tokenizer(model, revision)
     if languages:
@@ -88,9 +87,6 @@ def _show(text: str, rows: list[dict[str, Any]]) -> None:
     screen.print(f"{len(rows)} tokens, {len(text)} characters, {len(text.encode())} bytes")
 
 
-BLOCK = "█"
-
-
 def language_counts(tokenizer: PolyLMTokenizer) -> dict[str, int]:
     """Tokens of the sample sentence by English name of the language, fewest first."""
     counts = {LANGUAGES[code]: len(tokenizer.encode(text)) for code, text in TRANSLATIONS.items()}
@@ -121,5 +117,5 @@ def _block() -> str:
     try:
         BLOCK.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
-        return "#"
+        return BLOCK_IN_ASCII
     return BLOCK

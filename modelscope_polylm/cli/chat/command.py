@@ -1,14 +1,15 @@
-"""`polylm chat`: put model, conversation and terminal together."""
+"""`polylm chat`: a conversation with a model in the terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from modelscope_polylm.cli.chat.commands import is_command, run_command
+from modelscope_polylm.cli.chat.prompt import line_reader, message_reader
 from modelscope_polylm.conversation import Conversation, TurnStats
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.terminal.flags import (
@@ -25,8 +26,8 @@ from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.terminal.output import console, is_terminal, printable, write
 from modelscope_polylm.text.prompts import known_format
 
-if TYPE_CHECKING:
-    from modelscope_polylm.conversation import Conversation
+Note = Callable[[str], None]
+"""Tells the person something that is not part of the conversation."""
 
 
 @takes_generation_options
@@ -54,8 +55,6 @@ def chat(
     Answers come by greedy search, or by sampling where the release samples, because beam search has nothing to show
     before its end; --num-beams 4 brings it back. An answer may take a quarter of the context (--max-new-tokens).
     """
-    from modelscope_polylm.cli.chat.prompt import line_reader, message_reader
-    from modelscope_polylm.conversation import Conversation
 
     def begin() -> Conversation:
         return Conversation(
@@ -83,10 +82,6 @@ def _greeting(model: str, conversation: Conversation) -> str:
     if conversation.options.num_beams > 1:
         lines.append("Beam search shows an answer when it is complete.")
     return "\n".join(lines)
-
-
-Note = Callable[[str], None]
-"""Tells the person something that is not part of the conversation."""
 
 
 def run_chat(conversation: Conversation, read: Callable[[], str], note: Note, interactive: bool) -> None:

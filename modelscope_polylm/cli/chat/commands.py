@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.cli.chat import commands as chat_file
 from modelscope_polylm.conversation import Conversation
-from modelscope_polylm.errors import InputError, OptionError
+from modelscope_polylm.errors import InputError, OptionError, nearest_name, suggestion
+from modelscope_polylm.files import decode_text, write_atomically
 from modelscope_polylm.terminal.flags import FIELDS, typed_value
 from modelscope_polylm.text.prompts import check_messages
 
+KIND = "polylm chat"
+"""Tells files of saved chats from others."""
+KEYS = "Enter sends, Alt-Enter makes a new line, Ctrl-C stops an answer, Ctrl-D ends the chat; // begins with a slash."
+SHOWN_OPTIONS = (
+    "max_new_tokens",
+    "do_sample",
+    "num_beams",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "seed",
+)
+"""Options that /set shows in any case."""
+
 
 @dataclass
-class Outcome:
+class CommandResult:
     """What a command leads to: something to tell, an answer to show, the end of the chat."""
 
     message: str = ""
@@ -26,7 +39,7 @@ class Outcome:
     ends: bool = False
 
 
-Command = Callable[[Conversation, str], Outcome]
+Command = Callable[[Conversation, str], CommandResult]
 
 
 def is_command(line: str) -> bool:
@@ -34,7 +47,7 @@ def is_command(line: str) -> bool:
     return line.startswith("/") and not line.startswith("//")
 
 
-def run_command(conversation: Conversation, line: str) -> Outcome:
+def run_command(conversation: Conversation, line: str) -> CommandResult:
     """Run a command such as '/set temperature 0.7'.
 
     Raises:
@@ -44,78 +57,75 @@ def run_command(conversation: Conversation, line: str) -> Outcome:
     name, _, argument = line.strip().partition(" ")
     command = COMMANDS.get(name[1:])
     if command is None:
-        nearest = difflib.get_close_matches(name[1:], COMMANDS, n=1)
-        hint = f"did you mean /{nearest[0]}?" if nearest else "/help lists the commands."
+        nearest = nearest_name(name[1:], COMMANDS)
+        hint = f"did you mean /{nearest}?" if nearest else "/help lists the commands."
         raise InputError(f"Unknown command {name}: {hint} A message that begins with a slash needs two.")
     return command(conversation, argument.strip())
 
 
-def _clear(conversation: Conversation, argument: str) -> Outcome:
+def _clear(conversation: Conversation, argument: str) -> CommandResult:
     """/clear: begin a new conversation."""
     conversation.clear()
-    return Outcome("A new conversation.")
+    return CommandResult("A new conversation.")
 
 
-def _undo(conversation: Conversation, argument: str) -> Outcome:
+def _undo(conversation: Conversation, argument: str) -> CommandResult:
     """/undo: take the last question and its answer back."""
-    return Outcome(f"Taken back: {_shortened(conversation.undo())}")
+    return CommandResult(f"Taken back: {_shortened(conversation.undo())}")
 
 
-def _retry(conversation: Conversation, argument: str) -> Outcome:
+def _retry(conversation: Conversation, argument: str) -> CommandResult:
     """/retry: answer the last question again."""
     answer = conversation.retry()
     options = conversation.options
     same = not options.do_sample or options.seed is not None
     note = "Nothing is random here, so the answer will be the same: /set do_sample true, or change another setting."
-    return Outcome(note if same else "", answer)
+    return CommandResult(note if same else "", answer)
 
 
-def _save(conversation: Conversation, argument: str) -> Outcome:
+def _save(conversation: Conversation, argument: str) -> CommandResult:
     """/save FILE: write the conversation to a file."""
-    chat_file.save(conversation, _file(argument))
-    return Outcome(f"Saved {len(conversation.messages)} messages to {argument}.")
+    save(conversation, _file(argument))
+    return CommandResult(f"Saved {len(conversation.messages)} messages to {argument}.")
 
 
-def _load(conversation: Conversation, argument: str) -> Outcome:
+def _load(conversation: Conversation, argument: str) -> CommandResult:
     """/load FILE: go on with a saved conversation."""
-    chat_file.load(conversation, _file(argument))
-    return Outcome(f"Loaded {len(conversation.messages)} messages from {argument}.")
+    load(conversation, _file(argument))
+    return CommandResult(f"Loaded {len(conversation.messages)} messages from {argument}.")
 
 
-def _set(conversation: Conversation, argument: str) -> Outcome:
+def _set(conversation: Conversation, argument: str) -> CommandResult:
     """/set NAME VALUE: change a generation option, as in /set temperature 0.7; without a value back to its default."""
     name, _, text = argument.partition(" ")
     name = name.replace("-", "_")
     if not name:
-        return Outcome(_settings(conversation))
+        return CommandResult(_settings(conversation))
     if name not in FIELDS:
-        nearest = difflib.get_close_matches(name, FIELDS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(FIELDS)}."
-        raise OptionError(f"Unknown option {name!r}: {hint}")
+        raise OptionError(f"Unknown option {name!r}: {suggestion(name, FIELDS)}")
     value = typed_value(FIELDS[name], text.strip()) if text.strip() else None
     conversation.change({name: value})
-    return Outcome(f"{name} is {getattr(conversation.options, name)}.")
+    return CommandResult(f"{name} is {getattr(conversation.options, name)}.")
 
 
-def _system(conversation: Conversation, argument: str) -> Outcome:
-    """/system: PolyLM has none; this says what to do instead."""
+def _system(conversation: Conversation, argument: str) -> CommandResult:
+    """/system: say what to do instead of a system message, which PolyLM does not know."""
     raise InputError(
         "PolyLM was trained without system messages and would read one as ordinary text: put what it should know or "
         "how it should answer at the start of your first message, or start the chat with --system TEXT."
     )
 
 
-def _help(conversation: Conversation, argument: str) -> Outcome:
+def _help(conversation: Conversation, argument: str) -> CommandResult:
     """/help: show this."""
-    return Outcome("\n".join([*(str(command.__doc__) for command in COMMANDS.values()), KEYS]))
+    return CommandResult("\n".join([*(str(command.__doc__) for command in COMMANDS.values()), KEYS]))
 
 
-def _quit(conversation: Conversation, argument: str) -> Outcome:
+def _quit(conversation: Conversation, argument: str) -> CommandResult:
     """/quit: end the chat."""
-    return Outcome(ends=True)
+    return CommandResult(ends=True)
 
 
-KEYS = "Enter sends, Alt-Enter makes a new line, Ctrl-C stops an answer, Ctrl-D ends the chat; // begins with a slash."
 COMMANDS: dict[str, Command] = {
     "clear": _clear,
     "undo": _undo,
@@ -137,16 +147,13 @@ def _file(argument: str) -> Path:
 
 def _settings(conversation: Conversation) -> str:
     options = conversation.options
-    names = ("max_new_tokens", "do_sample", "num_beams", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
-    return "\n".join(f"{name} {getattr(options, name)}" for name in dict.fromkeys([*names, *conversation.settings]))
+    names = dict.fromkeys([*SHOWN_OPTIONS, *conversation.settings])
+    return "\n".join(f"{name} {getattr(options, name)}" for name in names)
 
 
 def _shortened(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 60 else f"{line[:59]}…"
-
-
-KIND = "polylm chat"
 
 
 def save(conversation: Conversation, file: Path) -> None:
@@ -164,12 +171,9 @@ def save(conversation: Conversation, file: Path) -> None:
     }
     if file.exists():
         _read(file)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, file)
+        write_atomically(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise InputError(f"{file} cannot be written: {error.strerror}.") from error
 
 
@@ -186,7 +190,7 @@ def load(conversation: Conversation, file: Path) -> None:
         raise InputError(f"{file} is a damaged chat: it lacks 'messages' or 'settings'.")
     prompt_format = conversation.generator.snapshot.prompt_format if conversation.has_turns else None
     try:
-        # with a question behind it, a whole conversation has the form of one that is to be answered
+        # with a question after it, a whole conversation has the form of one that is to be answered
         checked = check_messages([*messages, {"role": "user", "content": "?"}], format=prompt_format)[:-1]
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
@@ -197,7 +201,7 @@ def load(conversation: Conversation, file: Path) -> None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(decode_text(file.read_bytes()))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Reads messages from a person: several lines, editing, history, completion of commands."""
+"""Read messages from a person, with several lines, editing, history and completion, or from a pipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.cli.chat.commands import COMMANDS
 from modelscope_polylm.errors import DependencyError, InputError
+from modelscope_polylm.files import decode_text
 from modelscope_polylm.terminal.output import write_error
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def history_file() -> Path:
 
 
 def message_reader(keep_history: bool) -> Callable[[], str]:
-    """Reads a message at a time from the terminal; EOFError at Ctrl-D. Raises DependencyError."""
+    """Read a message at a time from the terminal; EOFError at Ctrl-D. Raises DependencyError."""
     try:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
@@ -51,14 +52,14 @@ def message_reader(keep_history: bool) -> Callable[[], str]:
 
 
 def line_reader() -> Callable[[], str]:
-    """Reads a line at a time from a stdin that is no terminal; EOFError at its end, InputError if it is not UTF-8."""
+    """Read a line at a time from a stdin that is no terminal; EOFError at its end, InputError if it is not UTF-8."""
 
     def read() -> str:
         line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
         if not line:
             raise EOFError
         try:
-            return line.decode().rstrip("\r\n")
+            return decode_text(line).rstrip("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start} of a line).") from error
 

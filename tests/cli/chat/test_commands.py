@@ -103,6 +103,9 @@ def test_save_and_load(conversation: Conversation, tiny: TextGenerator, tmp_path
     other = Conversation(tiny, {"top_k": 2})
     assert "Loaded 2 messages" in run_command(other, f"/load {file}").message
     assert (other.messages, other.settings) == (conversation.messages, {"max_new_tokens": 9})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert "Loaded 2 messages" in run_command(other, f"/load {file}").message
+    assert other.messages == conversation.messages
     ask(conversation, GERMAN)
     run_command(conversation, f"/save {file}")
     assert len(json.loads(file.read_text(encoding="utf-8"))["messages"]) == 4

@@ -106,6 +106,12 @@ def test_piped_chat(polylm: Callable[..., Any]) -> None:
     assert outcome.errors == ""
 
 
+def test_piped_chat_from_windows(polylm: Callable[..., Any]) -> None:
+    questions = [FRENCH.replace("\n", " "), "Beijing"]
+    plain = polylm("chat", "--device", "cpu", stdin="\n".join(questions).encode())
+    assert polylm("chat", "--device", "cpu", stdin="\ufeff".encode() + "\r\n".join(questions).encode()) == plain
+
+
 @pytest.mark.parametrize(("stdin", "reason"), [(b"Paris \xff\n", "is not UTF-8"), (b"/bogus\n", "Unknown command")])
 def test_piped_chat_with_bad_lines(polylm: Callable[..., Any], stdin: bytes, reason: str) -> None:
     outcome = polylm("chat", "--device", "cpu", stdin=stdin)
