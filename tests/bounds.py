@@ -16,7 +16,7 @@ ROOM_BYTES = 4 << 30
 def within(seconds: float, megabytes: float) -> Iterator[None]:
     """Fail unless the block ends in time and in memory; prints both. Memory is measured on Linux."""
     before, start = _memory("VmRSS"), time.perf_counter()
-    with _limited_memory():
+    with limited_memory(ROOM_BYTES):
         yield
     took, grew = time.perf_counter() - start, (_memory("VmHWM") - before) / 1e6
     print(f"{took:.2f} s, {grew:.0f} MB more at the peak")
@@ -25,7 +25,8 @@ def within(seconds: float, megabytes: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _limited_memory() -> Iterator[None]:
+def limited_memory(room: int) -> Iterator[None]:
+    """Let this process take so many bytes of address space more, on Linux."""
     if sys.platform != "linux":
         yield
         return
@@ -33,7 +34,7 @@ def _limited_memory() -> Iterator[None]:
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + ROOM_BYTES, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + room, hard))
     try:
         yield
     finally:

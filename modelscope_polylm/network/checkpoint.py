@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import mmap
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from modelscope_polylm.errors import SnapshotError, shortened, shown
+from modelscope_polylm.errors import DeviceError, SnapshotError, shortened, shown
 from modelscope_polylm.files import GIT_LFS_START, library_errors, open_untrusted, path_inside, read_json
 from modelscope_polylm.network.weight_formats import TensorHeader, read_headers
 
@@ -61,13 +62,24 @@ class CheckpointFile:
 
         Raises:
             SnapshotError: the file has changed since its headers were read.
+            DeviceError: the system does not map a file of this size.
         """
-        with open_untrusted(self.path) as file, library_errors(self.path.name):
-            mapped = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        with open_untrusted(self.path) as file:
+            mapped = torch.frombuffer(_map(file, self.path.name), dtype=torch.uint8)
         for name in (name for name in self.headers if name in wanted):
             with library_errors(self.path.name):
                 tensor = _view(mapped, self.headers[name])
             yield name, tensor
+
+
+def _map(file: BinaryIO, name: str) -> mmap.mmap:
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        size = os.fstat(file.fileno()).st_size / 1e9
+        raise DeviceError(f"{name}, of {size:.1f} GB, cannot be mapped into memory ({error.strerror}).") from error
+    except ValueError as error:
+        raise SnapshotError(f"{name} is empty: download the snapshot again") from error
 
 
 def _view(mapped: Tensor, header: TensorHeader) -> Tensor:

@@ -152,7 +152,9 @@ class WeightFiles:
                 transposed = is_conv1d and PROJECTION.fullmatch(name) is not None
                 weights[name] = materialize(tensor, moved, dtype, transposed)
             self._compare_head(weights["wte.weight"])
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
             size = config.parameters * dtype.itemsize / 2**30
             text = f"{device} has no room for {size:.1f} GiB of weights: free memory or use more GPUs."
             raise DeviceError(text) from error
@@ -230,6 +232,11 @@ def materialize(tensor: Tensor, moved: Tensor, dtype: torch.dtype, transposed: b
     if moved is not tensor and moved.dtype == dtype and not transposed:
         return moved
     return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class for it on GPUs alone
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _equal(head: TensorSource, embedding: Tensor) -> bool:

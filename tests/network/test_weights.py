@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelscope_polylm.errors import DeviceError
 from modelscope_polylm.network.checkpoint import CheckpointFile
 from modelscope_polylm.network.weights import PROJECTION, WeightFiles, declared_shapes
+from tests.bounds import limited_memory
 from tests.snapshots import LAYOUTS, build_snapshot, checkpoint_tensors, random_model, read_config, write_weights
 
 CPU = torch.device("cpu")
@@ -189,3 +191,13 @@ def test_peak_memory_is_the_result_and_one_shard(large_folder: Path, layout: str
     assert sum(files) > 170e6
     # 15 MB for what the readers themselves need; all shards at once would be over by more than 100 MB.
     assert int(run.stdout) < result + max(files) + 15e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize(
+    ("room", "message"), [(64 << 20, "cannot be mapped into memory"), (256 << 20, "has no room for 0.2 GiB")]
+)
+def test_memory_that_is_too_small(large_folder: Path, room: int, message: str) -> None:
+    files = WeightFiles(build_snapshot(large_folder, vocab_size=50_000, width=1024, heads=8, layers=1))
+    with limited_memory(room), pytest.raises(DeviceError, match=message):
+        files.load(read_config(large_folder), CPU, torch.float32)
