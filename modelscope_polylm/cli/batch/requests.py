@@ -102,7 +102,8 @@ class PromptTemplate:
     def _field(self, fields: Mapping[str, Any], name: str) -> Any:
         key = self.column or TEXT_COLUMN if name == TEXT_COLUMN else name
         if key not in fields:
-            raise InputError(f"The row has no {key!r}; it has {', '.join(map(repr, fields)) or 'nothing'}.")
+            advice = ": name the text's key with --column" if self.column is None and name == TEXT_COLUMN else ""
+            raise InputError(f"The row has no {key!r}; it has {', '.join(map(repr, fields)) or 'nothing'}{advice}.")
         return fields[key]
 
     def _surplus(self, keys: Collection[str]) -> str | None:
