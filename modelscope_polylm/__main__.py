@@ -19,7 +19,7 @@ from modelscope_polylm.cli.bench.command import bench
 from modelscope_polylm.cli.chat.command import chat
 from modelscope_polylm.cli.data import data
 from modelscope_polylm.cli.demo import demo
-from modelscope_polylm.cli.finetune import finetune
+from modelscope_polylm.cli.finetune import finetune, swift_plugin
 from modelscope_polylm.cli.generate import generate
 from modelscope_polylm.cli.info import info
 from modelscope_polylm.cli.packages import package, upload, verify
@@ -83,7 +83,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, chat, batch, web, serve, info, tokens, bench, package, verify, upload, data, finetune):
+USE = (demo, generate, chat, batch, web, serve)
+FILES = (info, tokens, bench, package, verify, upload)
+TRAINING = (data, finetune, swift_plugin)
+for command in (*USE, *FILES, *TRAINING):
     app.command()(handle_errors(command))
 
 

@@ -100,6 +100,17 @@ def finetune(
     write(f"{json.dumps({'output': str(result)}) if as_json else result}\n")
 
 
+def swift_plugin() -> None:
+    """Print the path of the plugin for ms-swift.
+
+    For `swift sft --model PACKAGE --external_plugins "$(polylm swift-plugin)" --target_modules c_attn c_proj c_fc`, and
+    likewise for `swift export` and `swift infer`.
+    """
+    from modelscope_polylm import training
+
+    write(f"{Path(training.__file__).with_name('swift_plugin.py')}\n")
+
+
 def named_data(texts: Sequence[str]) -> list[DataSet]:
     """Data sets of NAME=PATH, and of paths, whose rows tell what they are. Raises InputError."""
     from modelscope_polylm.training.prepare import own_data_set

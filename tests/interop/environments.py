@@ -34,6 +34,15 @@ RECIPES = {
     "transformers-4.40": Recipe(("transformers==4.40.2", "tokenizers==0.19.1", "huggingface-hub<1")),
     "transformers-4.57": Recipe(("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
     "ctranslate2": Recipe(("ctranslate2==4.8.5", "transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
+    "ms-swift": Recipe(
+        (
+            *("ms-swift==4.6.0", "transformers==5.19.0", "peft==0.20.0", "trl==0.29.1", "attrdict", "binpacking"),
+            *("cloudpickle", "cpm-kernels", "crcmod", "dacite", "defusedxml", "importlib-metadata", "jmespath"),
+            *("joblib", "json-repair", "lazy-importer", "nltk", "oss2", "aliyun-python-sdk-core", "pycryptodome"),
+            *("aliyun-python-sdk-kms", "rouge", "six", "tiktoken", "transformers-stream-generator", "zipp"),
+            "zstandard",
+        )
+    ),
     # Clients of the server.
     "clients": Recipe(("langchain-openai>=1", "schemathesis>=4,<5"), is_overlay=False),
     # What is removed does not fit its own torch, and it works without. The requirements of this package are here too,

@@ -23,10 +23,12 @@ def interpreter(environment: str) -> Path:
         pytest.skip(f"the environment {environment} cannot be made here: {error}")
 
 
-def run_program(environment: str, program: str, *arguments: object, timeout: int = 600) -> Any:
-    """What the program prints as its last line, which is JSON."""
+def run_program(
+    environment: str, program: str, *arguments: object, timeout: int = 600, python_path: str | Path = ""
+) -> Any:
+    """What the program prints as its last line, which is JSON; it imports from `python_path`, too."""
     command = [str(interpreter(environment)), str(HERE / program), *map(str, arguments)]
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(python_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=timeout, cwd=HERE)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
