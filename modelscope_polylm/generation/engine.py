@@ -282,7 +282,11 @@ def _explained(error: BaseException, device: torch.device) -> BaseException:
         return DeviceError(f"{device} ran out of memory: run fewer requests at once, or shorter ones.")
     if isinstance(error, PolyLMError) or not isinstance(error, Exception):
         return error
-    return DeviceError(f"A step on {device} failed ({type(error).__name__}: {error}); the request was not answered.")
+    explained = DeviceError(
+        f"A step on {device} failed ({type(error).__name__}: {error}); the request was not answered."
+    )
+    explained.__cause__ = error
+    return explained
 
 
 class _Loop:
@@ -297,6 +301,7 @@ class _Loop:
         self.scheduler = Scheduler(MAX_ROWS, SlotPool(pages, reuse_prefixes))
         self._launched: deque[Launched] = deque()
         self._steps_ahead = STEPS_AHEAD if decoder.device.type == "cuda" else 1
+        self._is_short_of_memory = False  # the next prefill takes one request
 
     def check_room(self, active: ActiveRequest) -> None:
         """Raise DeviceError for a request that cannot fit even alone."""
@@ -347,6 +352,7 @@ class _Loop:
         if not self.scheduler.waiting:
             return
         budget = PREFILL_TOKENS_WHILE_RUNNING if self.scheduler.running else PREFILL_TOKENS
+        budget = 1 if self._is_short_of_memory else budget
         admitted = self.scheduler.admit(budget)
         if not admitted and not self.scheduler.running:
             self._make_room(self.scheduler.waiting[0].most_pages)
@@ -357,9 +363,11 @@ class _Loop:
     def _prefill(self, admitted: list[ActiveRequest]) -> None:
         try:
             self._launched.append(self.runner.prefill(admitted))
+            self._is_short_of_memory = False
             for active in admitted:
                 self._tell_begin(active)
         except torch.OutOfMemoryError as error:
+            self._is_short_of_memory = True
             # what is too much for the device together may fit one after the other
             for active in admitted:
                 self._end(active)

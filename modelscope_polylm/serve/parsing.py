@@ -96,18 +96,13 @@ class RequestReader:
             options = dataclasses.replace(options, num_return_sequences=1)
         if request.ignore_eos:
             options = without_end(options)
-        self._check_sizes(options)
+        self._check_tokens(options)
         return dataclasses.replace(options, output_logprobs=_wants_logprobs(request), output_scores=False), wanted
 
     def _options(self, call: Mapping[str, Any]) -> GenerationOptions:
         return GenerationOptions.from_layers(self._generator.snapshot.generation, self._defaults, call)
 
-    def _check_sizes(self, options: GenerationOptions) -> None:
-        positions = self._generator.snapshot.config.max_positions
-        if options.no_repeat_ngram_size > positions:  # each step takes time for each of its tokens
-            raise OptionError(
-                f"no_repeat_ngram_size={options.no_repeat_ngram_size} is more than the context's {positions} tokens."
-            )
+    def _check_tokens(self, options: GenerationOptions) -> None:
         size = self._generator.snapshot.tokenizer.vocab_size
         words = (token for word in options.bad_words_ids or () for token in word)
         padding = () if options.pad_token_id is None else (options.pad_token_id,)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.serve.choices import GrowingText, whole_choices
-from modelscope_polylm.serve.errors import BusyError, EndingError, UnexpectedError
+from modelscope_polylm.serve.errors import BusyError, EndingError, RequestError, UnexpectedError
 from modelscope_polylm.serve.requests import ParsedRequest, RequestState
 
 if TYPE_CHECKING:
@@ -181,9 +181,11 @@ class RequestQueue:
             state.latest_text = now
 
     def _fail(self, state: RequestState, error: BaseException) -> None:
-        if not isinstance(error, PolyLMError):
+        # an error that explains another one is about the program, not about the request
+        is_for_people = isinstance(error, (PolyLMError, RequestError)) and error.__cause__ is None
+        if not is_for_people:
             logger.error("A request failed.", exc_info=error)
-        state.error = error if isinstance(error, PolyLMError) else UnexpectedError()
+        state.error = error if is_for_people else UnexpectedError()
         self._close(state)
 
     def _close(self, state: RequestState) -> None:

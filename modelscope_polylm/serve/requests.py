@@ -120,15 +120,21 @@ class RequestState:
         """Wait until something has changed since the last call. Raises the request's error."""
         await self._change.wait()
         self._change.clear()
-        if self.error is not None:
-            raise self.error
+        self._check()
 
     async def until_started(self) -> None:
         """Wait for the first step. Raises the request's error."""
         while not self.started and self.is_open:
             await self.changed()
+        self._check()
 
     async def until_complete(self) -> None:
         """Wait for the end. Raises the request's error."""
         while self.is_open:
             await self.changed()
+        self._check()
+
+    def _check(self) -> None:
+        # a request may have failed before anybody waited for it
+        if self.error is not None:
+            raise self.error

@@ -178,12 +178,15 @@ def test_answers_among_others_are_those_alone(server: Running, tiny: TextGenerat
         question = translation_request("Rome is the capital of Italy.", language)
         requests.append({**chat(num_beams=1), "messages": [{"role": "user", "content": question}]})
         expected.append(tiny.reply([tiny.reader.read(question, options, chat=True)], options)[0].texts[0])
+    most_rows = 0.0
     with ThreadPoolExecutor(len(requests)) as pool:
-        streamed = pool.map(lambda body: texts_of(events(server, CHAT, body))[0], requests)
-        wholes = pool.map(lambda body: choice_texts(whole(server, CHAT, body))[0], requests)
-        assert list(streamed) == expected
-        assert list(wholes) == expected
-    assert server.metric("polylm_batch_rows_sum") > server.metric("polylm_batch_rows_count")  # some shared a batch
+        streamed = [pool.submit(lambda body: texts_of(events(server, CHAT, body))[0], body) for body in requests]
+        wholes = [pool.submit(lambda body: choice_texts(whole(server, CHAT, body))[0], body) for body in requests]
+        while not all(answer.done() for answer in (*streamed, *wholes)):
+            most_rows = max(most_rows, server.metric("polylm_running_rows"))
+    assert [answer.result() for answer in streamed] == expected
+    assert [answer.result() for answer in wholes] == expected
+    assert most_rows > 1  # some ran together
 
 
 def test_long_conversations_lose_their_oldest_turns(server: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -16,6 +17,10 @@ import torch
 from modelscope_polylm.generation.runner import Runner
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.serve import routes
+from modelscope_polylm.serve.errors import EndingError
+from modelscope_polylm.serve.parsing import RequestReader
+from modelscope_polylm.serve.requests import RequestState
+from modelscope_polylm.serve.schemas import CompletionRequest
 from tests.http.running import wait_for
 from tests.serve.running import (
     ANSWER,
@@ -61,6 +66,12 @@ class Steps:
             return step(runner, active)
 
         monkeypatch.setattr(Runner, "step", counted)
+
+    def release(self, count: int) -> None:
+        """Let the step that is held go on, and hold again after so many steps."""
+        self.hold_at = self.count + count
+        self.go_on.set()
+        self.go_on.clear()
 
 
 @pytest.fixture
@@ -185,10 +196,13 @@ def test_short_answers_do_not_wait_for_long_ones_of_their_batch(tiny: TextGenera
     # without their own end token both go on until this full stop, German for seven tokens and Japanese for ten
     options = {"num_beams": 1, "eos_token_id": tiny.snapshot.tokenizer.encode("Italien.")[-1]}
     german, japanese = (completion(prompt=PROMPT.replace("German", name), **options) for name in ("German", "Japanese"))
-    steps.hold_at = 8
+    steps.hold_at = 1
     steps.go_on.clear()
     with serving(tiny) as server, ThreadPoolExecutor(2) as pool:
+        tokens = sum(len(tiny.snapshot.tokenizer.encode(body["prompt"])) for body in (japanese, german))
         long, short = (pool.submit(server.post, COMPLETIONS, body) for body in (japanese, german))
+        wait_for(lambda: server.metric("polylm_prompt_tokens_total") == tokens)
+        steps.release(8)
         assert short.result(20).json()["choices"][0]["text"] == ANSWER.removesuffix(".")
         assert not long.done()
         steps.go_on.set()
@@ -253,3 +267,16 @@ def test_metrics(tiny: TextGenerator) -> None:
         assert server.metric("polylm_first_text_seconds_count") == 1
         assert 0 < server.metric("polylm_first_text_seconds_sum") < 60
         assert server.metric("polylm_queue_seconds_count") == 1
+
+
+def test_a_request_that_failed_before_anybody_waits_for_it(tiny: TextGenerator) -> None:
+    request = RequestReader(tiny, {}, 32).read_completion(CompletionRequest(**completion()))
+
+    async def wait(name: str) -> None:
+        state = RequestState(request)
+        state.error, state.is_open = EndingError("It is over."), False
+        await getattr(state, name)()
+
+    for name in ("until_started", "until_complete"):
+        with pytest.raises(EndingError):
+            asyncio.run(wait(name))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelscope_polylm.serve.rows import StopText
+
+from modelscope_polylm.serve.choices import StopText
 
 
 def pushed(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.errors import DeviceError, OptionError
-from modelscope_polylm.generator import GenerationResult
+from modelscope_polylm.generator import GenerationResult, TextDelta
 from modelscope_polylm.inputs import Prompt
 from modelscope_polylm.web.answers import Answers, explain
 
@@ -26,9 +27,7 @@ class SlowGenerator:
         self.now = self.most = self.ended = 0
         self._lock = threading.Lock()
 
-    def stream(
-        self, prompts: Sequence[Prompt], options: Any
-    ) -> Generator[list[GenerationResult], None, list[GenerationResult]]:
+    def stream(self, prompts: Sequence[Prompt], options: Any) -> Generator[TextDelta, None, None]:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -37,12 +36,15 @@ class SlowGenerator:
                 raise self.error
             for count in range(1, self.letters + 1):
                 time.sleep(self.pause)
-                yield [GenerationResult("", ["x" * count])]
-            return [GenerationResult("", ["x" * self.letters], [SimpleNamespace(ids=[1] * self.letters, score=None)])]
+                yield TextDelta(0, "x", self.result() if count == self.letters else None)
         finally:
             with self._lock:
                 self.now -= 1
                 self.ended += 1
+
+    def result(self) -> GenerationResult:
+        completion: Any = SimpleNamespace(ids=[1] * self.letters, score=None)
+        return GenerationResult("", ["x" * self.letters], [completion])
 
 
 def answers_of(generator: Any, **limits: int) -> Answers:
@@ -59,11 +61,11 @@ def soon(condition: Callable[[], bool]) -> bool:
 
 def test_an_answer_grows_until_it_is_complete() -> None:
     seen = list(answers_of(SlowGenerator(pause=0.03)).stream(PROMPT, None))
-    lengths = [len(progress.reply.texts[0]) for progress in seen if progress.reply]
-    assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 2
-    assert [progress.complete for progress in seen] == [False] * (len(seen) - 1) + [True]
-    assert seen[-1].reply.answers[0].ids == [1] * 10
+    texts = [delta.text for delta in seen if delta is not None]
+    assert "".join(texts) == "x" * 10
+    assert len(texts) > 2
+    assert [delta is not None and delta.result is not None for delta in seen] == [False] * (len(seen) - 1) + [True]
+    assert seen[-1].result.completions[0].ids == [1] * 10
 
 
 def test_a_closed_answer_is_not_worked_on() -> None:
@@ -92,13 +94,14 @@ def test_too_many_waiting_answers_are_refused() -> None:
     running, waiting = answers.stream(PROMPT, None), answers.stream(PROMPT, None)
     next(running)
     assert soon(lambda: generator.now == 1)
-    assert next(waiting).reply is None
+    assert next(waiting) is None
     with pytest.raises(DeviceError, match="1 others are waiting"):
         next(answers.stream(PROMPT, None))
     waiting.close()
     running.close()
     assert soon(lambda: generator.now == 0)
-    assert next(answers.stream(PROMPT, None)) is not None
+    with contextlib.closing(answers.stream(PROMPT, None)) as stream:
+        assert any(next(stream) is not None for _ in range(20))
 
 
 def test_an_error_reaches_the_caller_and_the_next_answer_works() -> None:
@@ -107,7 +110,7 @@ def test_an_error_reaches_the_caller_and_the_next_answer_works() -> None:
     with pytest.raises(DeviceError, match="too small"):
         list(answers.stream(PROMPT, None))
     generator.error = None
-    assert list(answers.stream(PROMPT, None))[-1].complete
+    assert list(answers.stream(PROMPT, None))[-1].result is not None
 
 
 def test_errors_for_people_and_others(caplog: pytest.LogCaptureFixture) -> None:

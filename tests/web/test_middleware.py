@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from modelscope_polylm.generator import GenerationResult, TextGenerator
+from modelscope_polylm.generator import GenerationResult, TextDelta, TextGenerator
 from modelscope_polylm.http.server import Server
 from modelscope_polylm.web import middleware
 from modelscope_polylm.web.middleware import JOIN, PREDICT, SECURITY_HEADERS, PageMiddleware, is_allowed
@@ -98,8 +98,9 @@ class Slow:
         try:
             while "slowly" in prompts[0].text:
                 time.sleep(0.05)
-                yield [GenerationResult("", ["x"])]
-            return [GenerationResult("", ["done"], [SimpleNamespace(ids=[1], score=None)])]
+                yield TextDelta(0, "x")
+            completion: Any = SimpleNamespace(ids=[1], score=None, finish_reason="eos")
+            yield TextDelta(0, "done", GenerationResult("", ["done"], [completion]))
         finally:
             self.running -= 1
 
