@@ -22,8 +22,12 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 """Rows that a captured step can have; a step runs in the smallest that holds its rows."""
 SHORT_PREFILLS = (64, 256)
 """Tokens of the captured prefills; a GPU runs so many in less time than the host needs to launch their kernels."""
+PREFILL_ROWS = 128
+"""Longer prefills are padded to a multiple of so many tokens."""
 SHORT_SEGMENTS = 8
 """Most prompts of a captured prefill."""
+BEAMS_PER_GROUP = 4
+"""Rows of a group in a step of beams alone, which is captured for a quarter of the groups."""
 MAX_GROUP = 16
 """Rows that can read their prompt's keys together; rows of a larger group read them each on its own."""
 
@@ -91,7 +95,7 @@ class Runner:
             self._send_rows(self._plan[1])
         plan = self._plan[1]
         rows, groups = self._inputs["rows", plan.bucket(self.state.device)]
-        self.graphs.run(("step", len(rows)), lambda: self._decode(rows, groups))
+        self.graphs.run(("step", len(rows), len(groups)), lambda: self._decode(rows, groups))
         return self._select(active, plan)
 
     def extend(self, extensions: Sequence[Extension]) -> None:
@@ -130,13 +134,17 @@ class Runner:
         segments = [(active.rows[0], active.cached, len(own)) for active, own in zip(admitted, tokens, strict=True)]
         positions = [torch.arange(position, position + count) for _, position, count in segments]
         ends = torch.tensor([count for *_, count in segments]).cumsum(0)
-        packed = torch.tensor([token for own in tokens for token in own])
-        given = (packed, torch.cat(positions), prefill_tiles(segments), ends - 1)
+        packed, at = torch.tensor([token for own in tokens for token in own]), torch.cat(positions)
+        given = (packed, at, prefill_tiles(segments), ends - 1)
         size = next((size for size in SHORT_PREFILLS if len(packed) <= size), None)
-        if self.state.device.type != "cuda" or size is None or len(segments) > SHORT_SEGMENTS:
-            self._hidden[: len(segments)] = self._prefill(*(self._sent(part) for part in given))
+        if self.state.device.type == "cuda" and size is not None and len(segments) <= SHORT_SEGMENTS:
+            self._run_short_prompts(size, given)
             return
-        self._run_short_prompts(size, given)
+        if self.state.device.type == "cuda":
+            # libraries choose an algorithm for each new number of rows, which takes them a while
+            padding = (0, -len(packed) % PREFILL_ROWS)
+            given = (torch.nn.functional.pad(packed, padding), torch.nn.functional.pad(at, padding), *given[2:])
+        self._hidden[: len(segments)] = self._prefill(*(self._sent(part) for part in given))
 
     def _run_short_prompts(self, size: int, given: tuple[Tensor, ...]) -> None:
         if ("prefill", size) not in self._inputs:
@@ -202,16 +210,16 @@ class Runner:
         self.graphs.run((key, size), lambda: strategy.select(self._hidden[sent[0]], sent[1]))
 
     def _send_rows(self, plan: _Plan) -> None:
-        size = plan.bucket(self.state.device)
-        rows = [*plan.rows, *([self.state.scratch_row] * (size - len(plan.rows)))]
-        groups = [*plan.groups, *([(0, 0)] * (size - len(plan.groups)))]
-        if ("rows", size) not in self._inputs:
+        bucket = plan.bucket(self.state.device)
+        rows = [*plan.rows, *([self.state.scratch_row] * (bucket[0] - len(plan.rows)))]
+        groups = [*plan.groups, *([(0, 0)] * (bucket[1] - len(plan.groups)))]
+        if ("rows", bucket) not in self._inputs:
             device = self.state.device
-            self._inputs["rows", size] = (
-                torch.zeros(size, dtype=torch.int64, device=device),
-                torch.zeros(size, 2, dtype=torch.int32, device=device),
+            self._inputs["rows", bucket] = (
+                torch.zeros(bucket[0], dtype=torch.int64, device=device),
+                torch.zeros(bucket[1], 2, dtype=torch.int32, device=device),
             )
-        sent_rows, sent_groups = self._inputs["rows", size]
+        sent_rows, sent_groups = self._inputs["rows", bucket]
         sent_rows.copy_(self._sent(torch.tensor(rows)))
         sent_groups.copy_(self._sent(torch.tensor(groups, dtype=torch.int32)))
 
@@ -251,9 +259,11 @@ class _Plan:
             plan.rows += each.rows
         return plan
 
-    def bucket(self, device: torch.device) -> int:
-        """Rows of the step with its padding."""
-        return _bucket(len(self.rows), device)
+    def bucket(self, device: torch.device) -> tuple[int, int]:
+        """Rows and groups of the step with its padding; where all rows are beams, a quarter of the groups is enough."""
+        rows = _bucket(len(self.rows), device)
+        few = max(rows // BEAMS_PER_GROUP, 1)
+        return rows, few if len(self.groups) <= few else rows
 
 
 def _bucket(count: int, device: torch.device) -> int:

@@ -75,7 +75,7 @@ def decode_attention(
         return decode_attention_reference(qkv, key_cache, value_cache, *state)
     from modelscope_polylm.network.kernels.attention_triton import launch_decode_attention
 
-    chosen = config or choose_attention(len(qkv), len(key_cache), qkv.dtype, qkv.device)
+    chosen = config or choose_attention(len(qkv), len(groups), len(key_cache), qkv.dtype, qkv.device)
     out = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
     with torch.cuda.device_of(qkv):
         launch_decode_attention(qkv, key_cache, value_cache, *state, out, chosen)

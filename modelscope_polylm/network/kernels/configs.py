@@ -51,7 +51,7 @@ def matrix_rows(rows: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Decode attention: the blocks of `block_t` keys of a row go to at most `splits` programs, `min_units` or more each.
+    """Decode attention: a row's blocks of `block_t` keys go to at most `splits` programs, `min_units` or more each.
 
     A group, which has more blocks, gets as many for each of its rows, but at most `group_splits`. Only block_t decides
     about the bits of the result. `registers` of a thread at most, so that more programs run at once.
@@ -128,11 +128,11 @@ def key_block(dtype: torch.dtype) -> int:
     return 32 if dtype == torch.float32 else 64
 
 
-def choose_attention(count: int, heads: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
-    """Cuts long rows so that few rows fill the card; independent of the lengths, which grow on the device."""
-    splits = max(1, min(13, round(2.5 * multiprocessors(device) / (count * heads))))
-    # many rows fill the card however they are grouped, and programs without work cost time, too
-    group_splits = min(24, 4 * splits) if count < 64 else splits
+def choose_attention(rows: int, groups: int, heads: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
+    """Cuts long rows so that few of them fill the card; independent of the lengths, which grow on the device."""
+    splits = max(1, min(13, round(2.5 * multiprocessors(device) / (groups * heads))))
+    # many groups of one row fill the card as they are, and programs without work cost time, too
+    group_splits = min(24, 4 * splits) if rows < 64 or groups < rows else splits
     return AttentionConfig(key_block(dtype), warps=4, splits=splits, group_splits=group_splits)
 
 

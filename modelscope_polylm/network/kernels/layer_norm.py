@@ -16,7 +16,7 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, deferred_bias: Tensor) -> Tensor:
-    """Normalises each row of x [R, D] + deferred_bias [D] and returns [R, D] in the dtype of `weight` [D] and `bias` [D].
+    """Normalise each row of x [R, D] + deferred_bias [D]; returns [R, D] in the dtype of `weight` [D] and `bias` [D].
 
     Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32; x and `deferred_bias` are fp32.
     """

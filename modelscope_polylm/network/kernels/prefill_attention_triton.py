@@ -105,7 +105,7 @@ def launch_prefill_attention(
     qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor, out: Tensor, tile: int,
     config: PrefillAttentionConfig,
 ) -> None:  # fmt: skip
-    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] of up to `tile` tokens, out: [total, D]
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4], out: [total, D]
     heads, slots, head_dim = key_cache.shape
     count = len(tiles)
     prefill_attention_kernel[(count * (tile // config.block_m) * heads,)](
