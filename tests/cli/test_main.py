@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import modelscope_polylm
 from modelscope_polylm.__main__ import app
 from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
 from tests.processes import ROOT, environment, run_polylm
 
-COMMANDS = [str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback]
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 MODELSCOPE = "import sys; from modelscope_hub.cli.main import run_cmd; sys.exit(run_cmd(sys.argv[1:]))"
 
 
