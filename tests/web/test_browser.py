@@ -298,3 +298,38 @@ def test_the_server_spoke_to_nobody_else(open_page: Open, outside_log: Path) -> 
     page = open_page()
     ask(page, translation_request(SENTENCE, "Spanish"))
     assert outside_log.read_text().splitlines() == [f"socket.getaddrinfo {ELSEWHERE}"]
+
+
+@pytest.mark.slow
+def test_a_language_is_typed_and_old_results_go(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_role("tab", name="Translate").click()
+    target, button, found = page.locator("#target input"), page.locator("#translate"), page.locator("#translations")
+    for typed, code in (("german", "de"), ("العربية", "ar"), ("Thai", "th")):
+        target.click()
+        page.keyboard.type(typed)  # replaces the language that stood there
+        button.click()
+        page.wait_for_selector("#translations td[lang]")
+        assert found.locator("td[lang]").first.get_attribute("lang") == code
+        assert found.locator("td[lang]").first.inner_text() == TRANSLATIONS[code]
+    target.click()
+    page.keyboard.type("Klingon")
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.querySelector('#translations').innerText.trim() === ''")
+    button.click()
+    page.wait_for_selector("text=is not one of the languages here")
+    assert found.inner_text().strip() == ""
+    target.fill("Japanese")
+    button.click()
+    page.wait_for_selector("#translations td[lang=ja]")
+    page.locator("#source-text textarea").press_sequentially("!")
+    page.wait_for_function("document.querySelector('#translations').innerText.trim() === ''")
+    # a translation that is under way when its text changes does not come any more
+    page.fill("#source-text textarea", "Say this sentence slowly, please.")
+    button.click()
+    page.wait_for_timeout(150)
+    page.locator("#source-text textarea").press_sequentially("!")
+    page.wait_for_timeout(3000)
+    assert found.inner_text().strip() == ""
+    button.click()
+    page.wait_for_selector("#translations td[lang=ja]")
