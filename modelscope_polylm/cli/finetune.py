@@ -73,7 +73,7 @@ def finetune(
     Writes an adapter (--method lora) or a snapshot (--method full) to OUT/output. A run that was interrupted is
     continued by the same command. Several GPUs: accelerate launch -m modelscope_polylm finetune ...
     """
-    from modelscope_polylm.training.finetune import Job, finetune, plan
+    from modelscope_polylm.training.finetune import Job, finetune, is_main_process, plan
     from modelscope_polylm.training.options import TrainingOptions
     from modelscope_polylm.training.schedule import Curriculum
 
@@ -97,7 +97,8 @@ def finetune(
         return
     with run_progress() as report:
         result = finetune(job, force=force, announce=lambda plan: write_error(str(plan)), report=report)
-    write(f"{json.dumps({'output': str(result)}) if as_json else result}\n")
+    if is_main_process():
+        write(f"{json.dumps({'output': str(result)}) if as_json else result}\n")
 
 
 def swift_plugin() -> None:

@@ -106,7 +106,9 @@ def finetune(
     with _locked(job.out), _device_errors():
         run = _Run(job)
         run.claim_folder(force)
-        announce(run.plan(job.out / TOKENS, 0))
+        found = run.plan(job.out / TOKENS, 0)
+        if run.is_main:
+            announce(found)
         if not run.output.is_dir():
             run.train(report)
         return run.output
@@ -140,7 +142,7 @@ class _Run:
         config = self.snapshot.config
         small = config.parameters < SMALL_MODEL
         self.options = job.options.for_model(config.hidden_size, config.max_positions, small)
-        self.processes, self.is_main = int(os.environ.get("WORLD_SIZE", "1")), _is_main()
+        self.processes, self.is_main = int(os.environ.get("WORLD_SIZE", "1")), is_main_process()
         self.device = _process_device(choose_device(job.device))
         self.dtype = choose_dtype(job.dtype, self.device)
         check_precision(self.dtype, self.device)
@@ -352,6 +354,7 @@ class _Run:
             save_steps=options.save_every,
             save_total_limit=CHECKPOINTS_KEPT,
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
             report_to=["tensorboard"] if log and importlib.util.find_spec("tensorboard") else [],
             disable_tqdm=True,
             dataloader_pin_memory=self.device.type == "cuda",
@@ -360,7 +363,7 @@ class _Run:
         return arguments
 
 
-def _is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -396,7 +399,7 @@ def _locked(folder: Path) -> Iterator[None]:
     def refuse() -> None:
         raise OptionError(f"Another run is writing to {folder}: wait for its end, or name another folder.")
 
-    if not _is_main():  # the main process holds it for all
+    if not is_main_process():  # the main process holds it for all
         yield
         return
     with (folder / LOCK).open("w") as file:

@@ -162,7 +162,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in self.get_eval_dataloader(rows):
+        for batch in self._own_batches(rows):
             batch = self._prepare_inputs(batch)
             batch.pop("records")
             with self.accelerator.autocast():
@@ -171,6 +171,17 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         model.train(was_training)
         loss, count = self.accelerator.reduce(sums)
         return loss, count
+
+    def _own_batches(self, rows: Any) -> Iterator[dict[str, Any]]:
+        """This process's batches: each row in one process, and as many batches in every process, as FSDP needs it."""
+        size, processes = self.args.per_device_eval_batch_size, self.accelerator.num_processes
+        for start in range(0, len(rows), size * processes):
+            first = start + size * self.accelerator.process_index
+            own = range(first, min(first + size, len(rows)))
+            batch = collate([rows[row] for row in own or [start]])
+            if not own:
+                batch["shift_labels"].fill_(IGNORED)
+            yield batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step with its speed, and report it."""

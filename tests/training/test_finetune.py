@@ -176,9 +176,9 @@ def test_a_tuned_bf16_snapshot_stays_in_bf16(job: Job, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"method": "full", "evaluation": 0.2, "evaluate_every": 2},
-        {"packing": "none", "device_rows": 2, "checkpointing": True},
+        {"evaluation": 0.2, "evaluate_every": 2},
+        pytest.param({"method": "full", "device_rows": 2}, marks=pytest.mark.slow),
+        pytest.param({"packing": "none", "checkpointing": True}, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(job: Job, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -214,6 +214,24 @@ def test_a_killed_run_goes_on_to_the_same_bits(job: Job, data: Path, tmp_path: P
     assert not (tmp_path / "killed" / "output").exists()
     subprocess.run(command(tmp_path / "killed"), check=True, timeout=280)
     assert_equal(tmp_path / "whole" / "output", tmp_path / "killed" / "output")
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_adapter(job: Job, data: Path, tmp_path: Path) -> None:
+    chosen = {**QUICK, "lora_dropout": 0, "evaluation": 0.3, "evaluate_every": 3}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+    named = ["finetune", str(job.model), str(data), "--prompt-format", "assistant", "--device", "cpu", *options]
+    errors = []
+    for processes in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+        command = [*launch, "-m", "modelscope_polylm", *named, "--out", str(tmp_path / str(processes))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280)
+        assert done.stdout.splitlines() == [str(tmp_path / str(processes) / "output")]
+        errors.append([line for line in done.stderr.splitlines() if "held-out loss" in line])
+    one, two = (tensors(tmp_path / name / "output") for name in ("1", "2"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+    assert errors[0] == errors[1] and len(errors[0]) == 2
 
 
 def test_a_checkpoint_that_is_not_complete_is_passed_over(job: Job, tmp_path: Path) -> None:
