@@ -32,14 +32,7 @@ if TYPE_CHECKING:
 SMALL_MODEL = 50_000_000
 """Fewer parameters make a model whose activations need not be computed again."""
 RUN, TOKENS, OUTPUT, LOCK = "run.json", "tokens", "output", ".lock"
-CHECKPOINTS_KEPT = 2
 SAMPLES = 2
-BETAS = (0.9, 0.95)
-LAST_RATE = 0.1
-"""The learning rate falls to this share of its peak, along a cosine (paper, section 3.3)."""
-LARGEST_GRADIENT = 1.0
-TARGETS = ["c_attn", "c_proj", "c_fc"]
-"""GPT-2's projections: queries, keys and values; outputs of attention and feed-forward; input of the latter."""
 
 
 @dataclass(frozen=True)
@@ -265,8 +258,7 @@ class _Run:
 
         trainer = self.trainer(report)
         last = last_checkpoint(self.job.out)
-        with _own_dtypes(trainer.model):
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not self.is_main:
             return
@@ -283,84 +275,21 @@ class _Run:
             raise OptionError("No record is held out: train with evaluation=0.01 or another share, or give other data.")
         trainer = self.trainer(lambda progress: None, log=False)
         trainer._load_from_checkpoint(str(last_checkpoint(self.job.out)))
-        with _own_dtypes(trainer.model):
-            return trainer.evaluate()
+        return trainer.evaluate()
 
     def trainer(self, report: Callable[[Progress], None], log: bool = True) -> FinetuneTrainer:
         """The network and its Trainer, as they are before the first step; `log`: to TensorBoard, too."""
         import torch
-        from transformers import set_seed
-        from transformers.utils import logging
 
-        from modelscope_polylm.training.network import load_network
-        from modelscope_polylm.training.trainer import FinetuneTrainer
+        from modelscope_polylm.training.network import trained_model
+        from modelscope_polylm.training.trainer import FinetuneTrainer, training_arguments
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of shards; the run has a bar of its own
-        arguments, is_full = self._arguments(log), self.options.method == "full"
-        set_seed(self.options.seed)
+        kind = {"on_cpu": self.device.type == "cpu", "bf16": str(self.dtype) == "torch.bfloat16", "log": log}
+        arguments = training_arguments(self.job.out, self.options, self.steps, self.processes, **kind)
         by_parts = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # accelerate sends each device its part
         device = torch.device("cpu") if by_parts else arguments.device
-        network = load_network(self.snapshot, device, torch.float32 if is_full else self.dtype, self.dtype)
-        network.keep_residual_in(torch.float32 if self.options.residual == "float32" else None)
-        if self.options.checkpointing:
-            renamed = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
-            (renamed or network.gradient_checkpointing_enable)({"use_reentrant": False})
-        model = network if is_full else self._with_adapter(network)
+        model = trained_model(self.snapshot, self.options, device, self.dtype, self.job.model_name)
         return FinetuneTrainer(model, arguments, self.rows.training, self.rows.held_out, report)
-
-    def _with_adapter(self, network: Any) -> Any:
-        from peft import LoraConfig, get_peft_model
-
-        options = self.options
-        settings: dict[str, Any] = {
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": self.job.model_name or str(self.snapshot.folder.resolve()),
-            "r": options.lora_rank,
-            "lora_alpha": options.lora_alpha,
-            "lora_dropout": options.lora_dropout,
-            "target_modules": TARGETS,
-            "fan_in_fan_out": True,  # GPT-2's Conv1D
-        }
-        network.name_or_path = settings["base_model_name_or_path"]  # peft takes it from there
-        return get_peft_model(network, LoraConfig(**settings))
-
-    def _arguments(self, log: bool) -> Any:
-        from transformers import TrainingArguments
-
-        options = self.options
-        arguments: Any = TrainingArguments(
-            output_dir=str(self.job.out),
-            use_cpu=self.device.type == "cpu",
-            bf16=str(self.dtype) == "torch.bfloat16",
-            per_device_train_batch_size=options.device_rows,
-            per_device_eval_batch_size=options.device_rows,
-            gradient_accumulation_steps=options.micro_batches(self.processes),
-            max_steps=self.steps,
-            learning_rate=options.learning_rate or 0.0,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr_rate": LAST_RATE},
-            warmup_steps=round(options.warmup * self.steps),
-            weight_decay=options.weight_decay,
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            max_grad_norm=LARGEST_GRADIENT,
-            seed=options.seed,
-            data_seed=options.seed,
-            logging_steps=options.log_every,
-            logging_nan_inf_filter=False,
-            eval_strategy="steps" if self.rows.held_out else "no",
-            eval_steps=options.evaluate_every,
-            save_strategy="steps",
-            save_steps=options.save_every,
-            save_total_limit=CHECKPOINTS_KEPT,
-            remove_unused_columns=False,
-            ddp_find_unused_parameters=False,
-            report_to=["tensorboard"] if log and importlib.util.find_spec("tensorboard") else [],
-            disable_tqdm=True,
-            dataloader_pin_memory=self.device.type == "cuda",
-        )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are several processes, by `accelerate launch`
-        return arguments
 
 
 def is_main_process() -> bool:
@@ -378,18 +307,6 @@ def _process_device(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
     return device
-
-
-@contextlib.contextmanager
-def _own_dtypes(model: Any) -> Iterator[None]:
-    """Leave the dtype of an adapter's inputs to autocast; peft would make them fp32 first, and autocast bf16 again."""
-    if not hasattr(model, "peft_config"):
-        yield
-        return
-    from peft.helpers import disable_input_dtype_casting
-
-    with disable_input_dtype_casting(model):
-        yield
 
 
 @contextlib.contextmanager

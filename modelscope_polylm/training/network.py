@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, set_seed
 
 from modelscope_polylm.network.weights import PROJECTION
 from modelscope_polylm.training.collate import IGNORED
 
 if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot
+    from modelscope_polylm.training.options import TrainingOptions
 
 CHUNK_LOGITS = 1 << 26
 """Most logits that exist at once: 256 MiB in fp32, 262 positions of PolyLM's vocabulary."""
 VARLEN = "polylm_varlen"
 """Name of the attention that knows where examples begin, so that it needs no mask."""
 LARGEST_VARLEN_HEAD = 256
+ADAPTED = ["c_attn", "c_proj", "c_fc"]
+"""GPT-2's projections: queries, keys and values; outputs of attention and feed-forward; input of the latter."""
 
 
 class TrainedGPT2(GPT2LMHeadModel):  # type: ignore[misc, no-untyped-call]
@@ -63,6 +66,44 @@ class TrainedGPT2(GPT2LMHeadModel):  # type: ignore[misc, no-untyped-call]
         for module in self.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.to(dtype)
+
+
+def trained_model(
+    snapshot: Snapshot, options: TrainingOptions, device: torch.device, dtype: torch.dtype, base: str | None = None
+) -> torch.nn.Module:
+    """The network of a snapshot as the options train it: itself with fp32 weights, or frozen within peft's adapter.
+
+    Args:
+        snapshot: an opened snapshot.
+        options: complete; the seed is set, and an adapter begins with it.
+        device: where the weights go.
+        dtype: of the products, and of frozen weights.
+        base: how the adapter names its base; the snapshot's folder if None.
+    """
+    set_seed(options.seed)
+    is_full = options.method == "full"
+    network = load_network(snapshot, device, torch.float32 if is_full else dtype, dtype)
+    network.keep_residual_in(torch.float32 if options.residual == "float32" else None)
+    if options.checkpointing:
+        renamed = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
+        (renamed or network.gradient_checkpointing_enable)({"use_reentrant": False})
+    return network if is_full else _with_adapter(network, options, base or str(snapshot.folder.resolve()))
+
+
+def _with_adapter(network: TrainedGPT2, options: TrainingOptions, base: str) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    network.name_or_path = base  # peft takes it from there
+    settings: dict[str, Any] = {"r": options.lora_rank, "lora_alpha": options.lora_alpha}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        lora_dropout=options.lora_dropout,
+        target_modules=ADAPTED,
+        fan_in_fan_out=True,  # GPT-2's Conv1D
+        **settings,
+    )
+    model: torch.nn.Module = get_peft_model(network, config)
+    return model
 
 
 def load_network(

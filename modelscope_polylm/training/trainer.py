@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import itertools
 import json
 import math
@@ -19,15 +20,73 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from modelscope_polylm.errors import DownloadError, PolyLMError
 from modelscope_polylm.training.collate import IGNORED, collate
+from modelscope_polylm.training.options import TrainingOptions
 
 STATE = "trainer_state.json"
 """Written last into a checkpoint's folder."""
 SHOWN_RECORDS = 8
+CHECKPOINTS_KEPT = 2
+BETAS = (0.9, 0.95)
+LAST_RATE = 0.1
+"""The learning rate falls to this share of its peak, along a cosine (paper, section 3.3)."""
+LARGEST_GRADIENT = 1.0
 DISK_SIGNS = ("No space left", "PytorchStreamWriter", "file write failed", "Disk quota")
 """What torch and safetensors say of a disk that is full."""
+
+
+def training_arguments(
+    out: Path, options: TrainingOptions, steps: int, processes: int, *, on_cpu: bool, bf16: bool, log: bool
+) -> TrainingArguments:
+    """transformers' settings of a run.
+
+    Args:
+        out: folder of checkpoints and logs.
+        options: complete.
+        steps: optimizer steps.
+        processes: that share the rows of a step.
+        on_cpu: use no GPU.
+        bf16: compute products in bf16.
+        log: to TensorBoard, where it is installed.
+    """
+    arguments: Any = TrainingArguments(
+        output_dir=str(out),
+        use_cpu=on_cpu,
+        bf16=bf16,
+        per_device_train_batch_size=options.device_rows,
+        per_device_eval_batch_size=options.device_rows,
+        gradient_accumulation_steps=options.micro_batches(processes),
+        max_steps=steps,
+        learning_rate=options.learning_rate or 0.0,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": LAST_RATE},
+        warmup_steps=round(options.warmup * steps),
+        weight_decay=options.weight_decay,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        max_grad_norm=LARGEST_GRADIENT,
+        seed=options.seed,
+        data_seed=options.seed,
+        logging_steps=options.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=options.evaluate_every,
+        save_strategy="steps",
+        save_steps=options.save_every,
+        save_total_limit=CHECKPOINTS_KEPT,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        report_to=["tensorboard"] if log and importlib.util.find_spec("tensorboard") else [],
+        disable_tqdm=True,
+        dataloader_pin_memory=not on_cpu,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are several processes, by `accelerate launch`
+    settings: TrainingArguments = arguments
+    return settings
 
 
 @dataclass(frozen=True)
@@ -74,7 +133,10 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         evaluation: Mapping[str, Dataset[Any]] | None = None,
         report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of shards; the run has a bar of its own
         self.evaluation = dict(evaluation or {})
+        if not self.evaluation:
+            args.eval_strategy = IntervalStrategy.NO
         super().__init__(
             model,
             args,
@@ -165,7 +227,7 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         for batch in self._own_batches(rows):
             batch = self._prepare_inputs(batch)
             batch.pop("records")
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), _own_dtypes(self.model):
                 loss = model(**batch)["loss"]
             sums += torch.stack([loss.double(), (batch["shift_labels"] != IGNORED).sum().double()])
         model.train(was_training)
@@ -200,7 +262,8 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         """Train to the end. Raises DownloadError for a full disk, which leaves the last good checkpoint."""
         self._started = self._logged = time.perf_counter()
         try:
-            return super().train(resume_from_checkpoint, *others, **options)
+            with _own_dtypes(self.model):
+                return super().train(resume_from_checkpoint, *others, **options)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 # closes the files of logs
@@ -217,6 +280,18 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         except BaseException:
             shutil.rmtree(self.folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _own_dtypes(model: Any) -> Iterator[None]:
+    """Leave the dtype of an adapter's inputs to autocast; peft would make them fp32 first, and autocast bf16 again."""
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model):
+        yield
 
 
 def _token_counts(batch: Mapping[str, Tensor]) -> Tensor:
