@@ -46,8 +46,14 @@ table.plain .narrow { width: 1%; white-space: nowrap; font-variant-numeric: tabu
 """
 SCRIPT = """
 // what is typed into a field for a language replaces the language that stands there
+let entered = null;
 document.addEventListener("focusin", ({target}) => {
-  if (target.matches("#source input, #target input")) setTimeout(() => target.select());
+  entered = target.matches("#source input, #target input") ? target : null;
+  entered?.select();
+});
+document.addEventListener("click", ({target}) => {  // a click has put the cursor somewhere
+  if (target === entered) target.select();
+  entered = null;
 });
 """
 HEAD = f"<style>{CSS}</style><script>{SCRIPT}</script>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
     from modelscope_polylm.generator import GenerationResult
 
 MAX_BEAMS = 16
-CLEAR = "() => ['', '']"
-"""JavaScript that empties the results and the line about them."""
+KEEP_OWN = """(...values) => {
+  const [found, status] = values.slice(-2), shown = document.createElement("div");
+  shown.innerHTML = found;
+  const asked = shown.querySelector("[data-asked]")?.dataset.asked;
+  return asked === JSON.stringify(values.slice(0, -2)) ? [found, status] : ["", ""];
+}"""
+"""JavaScript that keeps the results and the line about them while they belong to what the fields hold."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,13 @@ def _translations(result: GenerationResult) -> list[Translation]:
     return [Translation(text.strip(), completion.score) for text, completion in pairs]
 
 
-def table(translations: Sequence[Translation], language: str) -> str:
+def table(translations: Sequence[Translation], language: str, asked: Sequence[Any] = ()) -> str:
     """The translations as a table in HTML, nothing in them read as HTML; empty without any.
 
     Args:
         translations: best first.
         language: their ISO 639-1 code.
+        asked: what the fields held; the page finds out by it whether they have changed.
     """
     if not translations:
         return ""
@@ -94,7 +101,8 @@ def table(translations: Sequence[Translation], language: str) -> str:
         for rank, found in enumerate(translations, start=1)
     ]
     head = "<tr><th>#</th><th>Score</th><th>Translation</th></tr>"
-    return f'<table class="plain"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    own = html.escape(json.dumps(asked, ensure_ascii=False, separators=(",", ":")))
+    return f'<table class="plain" data-asked="{own}"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
 def _score(found: Translation) -> str:
@@ -114,10 +122,8 @@ def add_translate_tab(answers: Answers) -> None:
     targets = tuple(code for code in LANGUAGES if not (only_english and code == "en"))
     text = gradio.Textbox(SENTENCE, label="Text", lines=2, max_lines=8, elem_id="source-text")
     with gradio.Row():
-        source, target = (
-            _language_field("From", "source", sources, "en"),
-            _language_field("To", "target", targets, "zh"),
-        )
+        source = _language_field("From", "source", sources, "en")
+        target = _language_field("To", "target", targets, "zh")
     with gradio.Row():
         beams = gradio.Slider(1, MAX_BEAMS, value=4, step=1, label="Beams", buttons=[], min_width=140)
         count = gradio.Slider(1, MAX_BEAMS, value=4, step=1, label="Results", buttons=[], min_width=140)
@@ -135,13 +141,14 @@ def add_translate_tab(answers: Answers) -> None:
         for view in translate(answers, text, *pair, int(beams), int(count)):
             if view.problem:
                 show_problem(view.problem)
-            yield table(view.translations, pair[1]), status_line(view.status)
+            asked = (text, source, target, beams, count)
+            yield table(view.translations, pair[1], asked), status_line(view.status)
 
-    fields = [text, source, target, beams, count]
+    fields, results = [text, source, target, beams, count], [found, status]
     shown: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    click = button.click(on_click, fields, [found, status], trigger_mode="once", **shown)
-    for field in fields:  # results belong to what they were made from
-        field.input(None, None, [found, status], js=CLEAR, cancels=[click], queue=False, **shown)
+    click = button.click(on_click, fields, results, trigger_mode="always_last", **shown)
+    for changed in (*(field.input for field in fields), click.then):
+        changed(None, [*fields, *results], results, js=KEEP_OWN, queue=False, **shown)
 
 
 def _language_field(label: str, name: str, codes: tuple[str, ...], value: str) -> Any:

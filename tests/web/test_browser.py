@@ -308,7 +308,7 @@ def test_a_language_is_typed_and_old_results_go(open_page: Open) -> None:
     for typed, code in (("german", "de"), ("العربية", "ar"), ("Thai", "th")):
         target.click()
         page.keyboard.type(typed)  # replaces the language that stood there
-        button.click()
+        button.click(delay=60)  # as a person does
         page.wait_for_selector("#translations td[lang]")
         assert found.locator("td[lang]").first.get_attribute("lang") == code
         assert found.locator("td[lang]").first.inner_text() == TRANSLATIONS[code]
@@ -316,20 +316,20 @@ def test_a_language_is_typed_and_old_results_go(open_page: Open) -> None:
     page.keyboard.type("Klingon")
     page.keyboard.press("Tab")
     page.wait_for_function("document.querySelector('#translations').innerText.trim() === ''")
-    button.click()
+    button.click(delay=60)
     page.wait_for_selector("text=is not one of the languages here")
     assert found.inner_text().strip() == ""
     target.fill("Japanese")
-    button.click()
+    button.click(delay=60)
     page.wait_for_selector("#translations td[lang=ja]")
     page.locator("#source-text textarea").press_sequentially("!")
     page.wait_for_function("document.querySelector('#translations').innerText.trim() === ''")
     # a translation that is under way when its text changes does not come any more
     page.fill("#source-text textarea", "Say this sentence slowly, please.")
-    button.click()
+    button.click(delay=60)
     page.wait_for_timeout(150)
     page.locator("#source-text textarea").press_sequentially("!")
     page.wait_for_timeout(3000)
     assert found.inner_text().strip() == ""
-    button.click()
+    button.click(delay=60)
     page.wait_for_selector("#translations td[lang=ja]")

@@ -26,7 +26,7 @@ from modelscope_polylm.web.facts import TINY_NOTE
 from modelscope_polylm.web.options import shown_fields
 from modelscope_polylm.web.page import application, build_page
 from modelscope_polylm.web.style import status_line
-from modelscope_polylm.web.translate import CLEAR
+from modelscope_polylm.web.translate import KEEP_OWN
 from tests.processes import environment
 
 gradio = pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
@@ -142,12 +142,10 @@ def test_results_go_when_what_they_were_made_from_changes(page: Any) -> None:
     click = next(number for number, function in page.fns.items() if function.name == "on_click")
     fields = {block._id for block in page.fns[click].inputs}
     outputs = [block._id for block in page.fns[click].outputs]
-    typed = {(field, "input") for field in fields}
-    clearing = [each for each in dependencies if each["js"] == CLEAR]
-    assert {tuple(target) for each in clearing for target in each["targets"]} == typed
-    assert all(each["outputs"] == outputs for each in clearing)
-    cancelling = [each for each in dependencies if click in each["cancels"]]
-    assert {tuple(target) for each in cancelling for target in each["targets"]} == typed
+    checks = [each for each in dependencies if each["js"] == KEEP_OWN]
+    assert all((each["inputs"][-2:], each["outputs"]) == (outputs, outputs) for each in checks)
+    assert {target[0] for each in checks for target in each["targets"] if target[1] == "input"} == fields
+    assert [each["trigger_after"] for each in checks if each["trigger_after"] is not None] == [click]
 
 
 def test_the_page_loads_from_its_own_host_only(client: Any) -> None:

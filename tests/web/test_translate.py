@@ -53,3 +53,5 @@ def test_the_table_shows_texts_as_they_are() -> None:
     assert "-0.2500" in shown
     assert shown.count("<tr>") == 3
     assert table([], "ar") == ""
+    asked = table([Translation("a", None)], "ar", ('"<b>é', "en", "ar", 4, 1))
+    assert 'data-asked="[&quot;\\&quot;&lt;b&gt;é&quot;,&quot;en&quot;,&quot;ar&quot;,4,1]"' in asked
