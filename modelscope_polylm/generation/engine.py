@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 
 from modelscope_polylm.errors import DeviceError, OptionError, PolyLMError, SnapshotError
+from modelscope_polylm.generation.graphs import GraphCache
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import (
     Completion,
@@ -107,14 +108,14 @@ class Engine:
         self.max_rows = max_rows
         self._orders = itertools.count()
         self._reset_after_fork()
-        alive = weakref.ref(self)
-        os.register_at_fork(after_in_child=functools.partial(_reset_in_child, alive))
-        atexit.register(_close_at_exit, alive)
+        _engines.add(self)
 
     def _reset_after_fork(self) -> None:
         # also the first state
         self._lock = threading.Lock()
         self._wake, self._ends = threading.Event(), threading.Event()
+        # the idle thread of an engine that is dropped ends at once
+        weakref.finalize(self, self._wake.set).atexit = False
         self._inbox: list[ActiveRequest] = []
         self._thread: threading.Thread | None = None
         self._loop: _Loop | None = None
@@ -174,10 +175,10 @@ class Engine:
         if loop is None:
             return EngineStatus(0, len(self._inbox), 0, 0, 0, 0, 0, 0)
         scheduler, pool = loop.scheduler, loop.scheduler.pool
-        size = loop.runner.cache.slots * bytes_per_slot(self.decoder.config, self.decoder.dtype)
+        size = slot_count(pool.pages) * bytes_per_slot(self.decoder.config, self.decoder.dtype)
         return EngineStatus(
             scheduler.rows, len(scheduler.waiting) + len(self._inbox), PAGE * pool.used, PAGE * pool.pages, size,
-            len(loop.runner.graphs), scheduler.put_backs, pool.reused_tokens,
+            len(loop.graphs), scheduler.put_backs, pool.reused_tokens,
         )  # fmt: skip
 
     def _active(self, request: Request, submission: Submission, index: int) -> ActiveRequest:
@@ -200,6 +201,7 @@ class Engine:
         if self._thread is None or not self._thread.is_alive():
             target = functools.partial(_run, weakref.ref(self), self._wake, self._ends)
             self._thread = threading.Thread(target=target, name="polylm-engine", daemon=True)
+            _threads.add(self._thread)
             self._thread.start()
 
     def _take_inbox(self) -> list[ActiveRequest]:
@@ -237,18 +239,27 @@ def _cancel(submission: Submission, wake: threading.Event) -> None:
     wake.set()
 
 
-def _reset_in_child(engine: weakref.ref[Engine]) -> None:
-    # the parent's thread and its locks do not exist in a forked child
-    alive = engine()
-    if alive is not None:
-        alive._reset_after_fork()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
-def _close_at_exit(engine: weakref.ref[Engine]) -> None:
+def _reset_in_child() -> None:
+    # the parent's threads and their locks do not exist in a forked child
+    _threads.clear()
+    for engine in list(_engines):
+        engine._reset_after_fork()
+
+
+def _close_at_exit() -> None:
     # a thread that computes while the interpreter goes would crash it
-    alive = engine()
-    if alive is not None:
-        alive.close()
+    for engine in list(_engines):
+        engine.close()
+    for thread in list(_threads):
+        thread.join()
+
+
+os.register_at_fork(after_in_child=_reset_in_child)
+atexit.register(_close_at_exit)
 
 
 def _run(engine: weakref.ref[Engine], wake: threading.Event, ends: threading.Event) -> None:
@@ -296,12 +307,18 @@ class _Loop:
         self._decoder, self._max_pages = decoder, max_pages
         pages = CONTEXTS_AT_FIRST * pages_for(decoder.config.max_positions)
         pages = max(1, min(pages, self._possible_pages()))
-        vocab_limit = min(tokenizer.vocab_size, decoder.config.vocab_size)
-        self.runner = Runner(decoder, MAX_ROWS, vocab_limit, pages)
+        self._vocab_limit = min(tokenizer.vocab_size, decoder.config.vocab_size)
         self.scheduler = Scheduler(MAX_ROWS, SlotPool(pages, reuse_prefixes))
+        self.graphs = GraphCache(decoder.device)
         self._launched: deque[Launched] = deque()
         self._steps_ahead = STEPS_AHEAD if decoder.device.type == "cuda" else 1
         self._is_short_of_memory = False  # the next prefill takes one request
+        self._may_grow = True  # asking the device for its free memory takes time
+
+    @functools.cached_property
+    def runner(self) -> Runner:
+        """Made in the engine's thread: torch's threads of a caller's do not survive a fork."""
+        return Runner(self._decoder, MAX_ROWS, self._vocab_limit, self.scheduler.pool.pages, self.graphs)
 
     def check_room(self, active: ActiveRequest) -> None:
         """Raise DeviceError for a request that cannot fit even alone."""
@@ -340,7 +357,7 @@ class _Loop:
             self._fail(active, error)
         # what was noted may not have been computed
         self.scheduler.pool.forget()
-        self.runner.graphs.clear()
+        self.graphs.clear()
 
     def _drop_cancelled(self) -> None:
         for active in [active for active in self.scheduler.waiting if active.submission.cancelled]:
@@ -351,12 +368,15 @@ class _Loop:
     def _admit(self) -> None:
         if not self.scheduler.waiting:
             return
+        if not self.scheduler.running:
+            self._may_grow = True
         budget = PREFILL_TOKENS_WHILE_RUNNING if self.scheduler.running else PREFILL_TOKENS
         budget = 1 if self._is_short_of_memory else budget
         admitted = self.scheduler.admit(budget)
-        if not admitted and not self.scheduler.running:
-            self._make_room(self.scheduler.waiting[0].most_pages)
-            admitted = self.scheduler.admit(budget)
+        if self.scheduler.lacks_pages and self._may_grow:
+            alone = self.scheduler.waiting[0].most_pages if not self.scheduler.running else 0
+            self._may_grow = self._make_room(max(alone, self.scheduler.pool.pages + 1))
+            admitted = admitted or self.scheduler.admit(budget)
         if admitted:
             self._prefill(admitted)
 

@@ -59,14 +59,14 @@ class Runner:
         max_rows: rows that may run together.
         vocab_limit: ids at or above it are never generated.
         pages: pages of the cache at first.
+        graphs: keeps what is captured.
     """
 
-    def __init__(self, decoder: Decoder, max_rows: int, vocab_limit: int, pages: int):
-        self.decoder, self._vocab_limit = decoder, vocab_limit
+    def __init__(self, decoder: Decoder, max_rows: int, vocab_limit: int, pages: int, graphs: GraphCache):
+        self.decoder, self._vocab_limit, self._graphs = decoder, vocab_limit, graphs
         config, device = decoder.config, decoder.device
         self.state = BatchState(max_rows, config.max_positions, device)
         self.cache = KVCache(config, slot_count(pages), device, decoder.dtype)
-        self.graphs = GraphCache(device)
         self._strategies: dict[StrategyKey, Strategy] = {}
         self._hidden = torch.zeros(ROW_BUCKETS[-1], config.hidden_size, dtype=decoder.dtype, device=device)
         # what captured work reads: fixed memory, filled anew before it is replayed
@@ -76,7 +76,7 @@ class Runner:
 
     def grow(self, pages: int) -> None:
         """Make room for more pages; what is cached stays."""
-        self.graphs.clear()
+        self._graphs.clear()
         self.cache.grow(slot_count(pages))
 
     def prefill(self, admitted: Sequence[ActiveRequest]) -> Launched:
@@ -95,7 +95,7 @@ class Runner:
             self._send_rows(self._plan[1])
         plan = self._plan[1]
         rows, groups = self._inputs["rows", plan.bucket(self.state.device)]
-        self.graphs.run(("step", len(rows), len(groups)), lambda: self._decode(rows, groups))
+        self._graphs.run(("step", len(rows), len(groups)), lambda: self._decode(rows, groups))
         return self._select(active, plan)
 
     def extend(self, extensions: Sequence[Extension]) -> None:
@@ -163,7 +163,7 @@ class Runner:
         def work() -> None:
             self._hidden[:SHORT_SEGMENTS] = self._prefill(*inputs)
 
-        self.graphs.run(("prefill", size), work)
+        self._graphs.run(("prefill", size), work)
 
     def _prefill(self, tokens: Tensor, positions: Tensor, tiles: Tensor, last: Tensor) -> Tensor:
         # tokens, positions: [total], tiles: [m, 4], last: [k] -> [k, hidden_size]
@@ -207,7 +207,7 @@ class Runner:
         if self._sent_rows.get((key, size)) != chosen:
             sent.copy_(self._sent(torch.tensor([*chosen, *padding]).t().contiguous()))
             self._sent_rows[key, size] = chosen
-        self.graphs.run((key, size), lambda: strategy.select(self._hidden[sent[0]], sent[1]))
+        self._graphs.run((key, size), lambda: strategy.select(self._hidden[sent[0]], sent[1]))
 
     def _send_rows(self, plan: _Plan) -> None:
         bucket = plan.bucket(self.state.device)

@@ -138,13 +138,14 @@ class Scheduler:
         waiting: in order of arrival.
         running: in order of their begin.
         put_backs: how often a request lost its slots to another one.
+        lacks_pages: whether the last call of `admit` left a request waiting for pages.
     """
 
     def __init__(self, max_rows: int, pool: SlotPool):
         self.max_rows, self.pool = max_rows, pool
         self.waiting: deque[ActiveRequest] = deque()
         self.running: list[ActiveRequest] = []
-        self.put_backs = 0
+        self.put_backs, self.lacks_pages = 0, False
         self._row_taken = [False] * max_rows
 
     @property
@@ -163,6 +164,7 @@ class Scheduler:
         """Begin requests with at most so many tokens to compute, at least one if any fits."""
         admitted: list[ActiveRequest] = []
         passed_over: list[ActiveRequest] = []
+        self.lacks_pages = False
         for active in list(self.waiting):
             if tokens <= 0 or self.rows >= self.max_rows or len(passed_over) >= MAX_OVERTAKEN:
                 break
@@ -234,7 +236,9 @@ class Scheduler:
         own = 0 if active.is_single else len(rows)
         fits = tokens is None or len(ids) - PAGE * len(found) <= tokens
         # some pages are left for the answers that are running
-        if not fits or self.pool.available < new + own + (len(self.running) if self.running else 0):
+        has_pages = self.pool.available >= new + own + len(self.running)
+        if not fits or not has_pages:
+            self.lacks_pages |= not has_pages
             self.pool.release(found)
             self.pool.reused_tokens -= PAGE * len(found)
             return False

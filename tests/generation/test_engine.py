@@ -369,11 +369,12 @@ def test_a_forked_child_has_an_engine_of_its_own(engine):
     running.close()
 
 
-def test_the_interpreter_ends_while_requests_run():
+@pytest.mark.parametrize("dropped", ["", "del engine, stream"], ids=["requests run", "the engine is dropped"])
+def test_the_interpreter_ends(dropped):
     script = (
         "from tests.generation.models import engine_of, submit; from tests.generation.random_gpt2 import random_model;"
         "engine = engine_of(random_model()); stream = submit(engine, [[1]], max_new_tokens=90); next(stream);"
-        "print('ends')"
+        f"print('ends'); {dropped}"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
