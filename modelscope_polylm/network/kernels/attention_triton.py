@@ -19,7 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from modelscope_polylm.network.kernels.dispatch import counters
-from modelscope_polylm.network.kernels.order_triton import admit_next, last_to_arrive, launch_options, wait_for_previous
+from modelscope_polylm.network.kernels.order_triton import (
+    admit_next,
+    last_to_arrive,
+    launch_options,
+    wait_for_previous,
+)
+from modelscope_polylm.network.kernels.sums_triton import exact_sum
 
 if TYPE_CHECKING:
     from modelscope_polylm.network.kernels.configs import AttentionConfig
@@ -32,31 +38,19 @@ BLOCKS_AT_ONCE = 4
 
 
 @triton.jit
-def exact_sum(weights, FINE: tl.constexpr):
-    # weights: [Q, T] of at most 2 -> [Q]; rounded to multiples of 2^-17, 64 of them add up exactly in any order
-    coarse = (weights + 96.0) - 96.0
-    total = tl.sum(coarse, 1)
-    if FINE:
-        # the rest in multiples of 2^-35
-        total += tl.sum(((weights - coarse) + 96.0 / 262144) - 96.0 / 262144, 1)
-    return total
-
-
-@triton.jit
-def block_softmax(query, key, value, visible, scale, MASKED: tl.constexpr):
-    # query: [Q, D], key, value: [T, D], visible: [Q, T] -> m: [Q], l: [Q], acc: [Q, D] fp32 of this block alone
-    score = tl.dot(query, tl.trans(key), input_precision="ieee")
+def block_softmax(score, visible, scale, MASKED: tl.constexpr, FINE: tl.constexpr):
+    # score: [Q, T] products of one block, visible: [Q, T] -> m: [Q], l: [Q], weights: [Q, T] fp32
     if MASKED:
         score = tl.where(visible, score, float("-inf"))
-    m = tl.max(score, 1) * scale
+    # fused on purpose, here and below: the compiler's own choice might differ from kernel to kernel
+    highest = tl.max(score, 1)
+    m = tl.fma(highest, tl.full(highest.shape, 0.0, tl.float32) + scale, tl.zeros(highest.shape, tl.float32))
     # a query that sees no key of the block has a maximum of -inf
     finite = tl.where(m == float("-inf"), 0.0, m)[:, None]
-    # fused on purpose: the compiler's choice might differ from kernel to kernel
-    weight = tl.exp2(tl.fma(score, tl.full(score.shape, 1.0, tl.float32) * scale, 0.0 - finite))
+    weights = tl.exp2(tl.fma(score, tl.full(score.shape, 0.0, tl.float32) + scale, 0.0 - finite))
     if MASKED:
-        weight = tl.where(visible, weight, 0.0)
-    acc = tl.dot(weight.to(value.dtype), value, input_precision="ieee")
-    return m, exact_sum(weight, value.dtype == tl.float32), acc
+        weights = tl.where(visible, weights, 0.0)
+    return m, exact_sum(weights, score.shape[1], FINE), weights
 
 
 @triton.jit
@@ -79,22 +73,14 @@ def unit_block(unit, shared, own_blocks, size):
 
 
 @triton.jit
-def load_cached(keys, values, slots, t, end, HEAD: tl.constexpr):
-    # t: [T] positions, read below `end` -> key, value: [T, HEAD]
-    inside = t < end
-    place = tl.load(slots + t, mask=inside, other=0)[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
-    key = tl.load(keys + place, mask=inside[:, None], other=0.0)
-    return key, tl.load(values + place, mask=inside[:, None], other=0.0)
-
-
-@triton.jit
-def store_new(qkv, keys, values, slots, row, table_stride, length, exists, HEADS: tl.constexpr, HEAD: tl.constexpr):
-    # qkv: [Q, HEAD] pointers to queries, row: [Q], exists: [Q] -> keys and values behind them go to their slots
-    slot = tl.load(slots + row.to(tl.int64) * table_stride + length, mask=exists, other=0)
+def store_new(queries, keys, values, slot, exists, HEADS: tl.constexpr, HEAD: tl.constexpr):
+    # queries: [Q, HEAD] pointers into qkv, slot, exists: [Q] -> the new keys and values are in the cache
     place = slot[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     stored = exists[:, None]
-    tl.store(keys + place, tl.load(qkv + HEADS * HEAD, mask=stored), mask=stored)
-    tl.store(values + place, tl.load(qkv + 2 * HEADS * HEAD, mask=stored), mask=stored)
+    tl.store(keys + place, tl.load(queries + HEADS * HEAD, mask=stored), mask=stored)
+    tl.store(values + place, tl.load(queries + 2 * HEADS * HEAD, mask=stored), mask=stored)
+    # every program that reads them stores them itself, so it has to wait for nobody else
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -124,7 +110,8 @@ def decode_attention_kernel(
     qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, maxima, sums, partials,
     counter, table_stride, cache_stride, row_blocks, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK_T: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
-    SPLITS: tl.constexpr, GROUP_SPLITS: tl.constexpr, UNITS: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLITS: tl.constexpr, GROUP_SPLITS: tl.constexpr, UNITS: tl.constexpr, STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # qkv: [n, 3, HEADS, HEAD], caches: [HEADS, S, HEAD], slot_table: [R, table_stride], out: [n, HEADS, HEAD]
     # maxima, sums: [n, HEADS, row_blocks], partials: [n, HEADS, row_blocks, HEAD]
@@ -148,42 +135,42 @@ def decode_attention_kernel(
     q, lane, d = tl.arange(0, QUERIES), tl.arange(0, BLOCK_T), tl.arange(0, HEAD)[None, :]
     head_keys = key_cache + head.to(tl.int64) * cache_stride
     head_values = value_cache + head.to(tl.int64) * cache_stride
+    D: tl.constexpr = HEADS * HEAD
+    group_rows = tl.load(rows + first + q, mask=q < size, other=0)
+    new_slot = tl.load(slot_table + group_rows.to(tl.int64) * table_stride + length, mask=q < size, other=0)
+    # positions beyond the last are read like the last: cheaper than a mask, and their weights are zero
     owner, block = unit_block(begin, shared, own_blocks, size)
     slots = slot_table + tl.load(rows + first + owner).to(tl.int64) * table_stride
-    key, value = load_cached(head_keys, head_values, slots, block * BLOCK_T + lane, length, HEAD)
+    slot = tl.load(slots + tl.minimum(block * BLOCK_T + lane, length))
     wait_for_previous(OVERLAP)
-    head_qkv = qkv + first.to(tl.int64) * (3 * HEADS * HEAD) + head * HEAD
-    queries = head_qkv + q[:, None] * (3 * HEADS * HEAD) + d
+    queries = qkv + (first + q).to(tl.int64)[:, None] * (3 * D) + head * HEAD + d
     query = tl.load(queries, mask=(q < size)[:, None], other=0.0)
+    store_new(queries, head_keys, head_values, new_slot, q < size, HEADS, HEAD)
     m = tl.full((QUERIES,), float("-inf"), tl.float32)
     l = tl.zeros((QUERIES,), tl.float32)
     acc = tl.zeros((QUERIES, HEAD), tl.float32)
-    for unit in range(begin, end):
+    for unit in tl.range(begin, end, num_stages=STAGES):
+        owner, block = unit_block(unit, shared, own_blocks, size)
         t = block * BLOCK_T + lane
-        # the new token is not in the cache yet
-        new = head_qkv + owner * (3 * HEADS * HEAD) + tl.zeros((BLOCK_T, 1), tl.int32) + d
-        is_new = (t == length)[:, None]
-        unit_key = tl.load(new + HEADS * HEAD, mask=is_new, other=key)
-        unit_value = tl.load(new + 2 * HEADS * HEAD, mask=is_new, other=value)
+        place = slot[:, None] * HEAD + d
+        key, value = tl.load(head_keys + place), tl.load(head_values + place)
+        # the slots of the next unit are on their way, so that its keys can be, too
+        next_owner, next_block = unit_block(tl.minimum(unit + 1, end - 1), shared, own_blocks, size)
+        slots = slot_table + tl.load(rows + first + next_owner).to(tl.int64) * table_stride
+        slot = tl.load(slots + tl.minimum(next_block * BLOCK_T + lane, length))
         is_shared = unit < shared
         sees = (q >= tl.where(is_shared, 0, owner)) & (q <= tl.where(is_shared, size - 1, owner))
-        place = ((first + q) * HEADS + head) * row_blocks + block
-        # the next unit is on its way while this one is used
-        owner, block = unit_block(unit + 1, shared, own_blocks, size)
-        slots = slot_table + tl.load(rows + first + owner).to(tl.int64) * table_stride
-        cached_end = tl.where(unit + 1 < end, length, 0)
-        key, value = load_cached(head_keys, head_values, slots, block * BLOCK_T + lane, cached_end, HEAD)
         visible = sees[:, None] & (t <= length)[None, :]
-        block_m, block_l, block_acc = block_softmax(query, unit_key, unit_value, visible, scale, True)
+        score = tl.dot(query, tl.trans(key), input_precision="ieee")
+        block_m, block_l, weights = block_softmax(score, visible, scale, True, key.dtype == tl.float32)
+        block_acc = tl.dot(weights.to(key.dtype), value, input_precision="ieee")
         if active == 1:
             m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
         else:
-            tl.store(maxima + place, block_m, mask=sees)
-            tl.store(sums + place, block_l, mask=sees)
-            tl.store(partials + place.to(tl.int64)[:, None] * HEAD + d, block_acc, mask=sees[:, None])
-    if split == 0:
-        group_rows = tl.load(rows + first + q, mask=q < size, other=0)
-        store_new(queries, head_keys, head_values, slot_table, group_rows, table_stride, length, q < size, HEADS, HEAD)
+            partial = ((first + q) * HEADS + head) * row_blocks + block
+            tl.store(maxima + partial, block_m, mask=sees)
+            tl.store(sums + partial, block_l, mask=sees)
+            tl.store(partials + partial.to(tl.int64)[:, None] * HEAD + d, block_acc, mask=sees[:, None])
     result = out + first.to(tl.int64) * (HEADS * HEAD) + head * HEAD
     if active == 1:
         tl.store(result + q[:, None] * (HEADS * HEAD) + d, acc / l[:, None], mask=(q < size)[:, None])
@@ -210,7 +197,7 @@ def launch_decode_attention(
         qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, sums[0], sums[1], partials,
         counters(qkv.device), positions, slots * head_dim, row_blocks, LOG2_E / head_dim**0.5,
         HEADS=heads, HEAD=head_dim, BLOCK_T=config.block_t, QUERIES=QUERIES,
-        ROWS=min(QUERIES, triton.next_power_of_2(count)), SPLITS=config.splits,
-        GROUP_SPLITS=config.group_splits, UNITS=config.min_units,
-        AT_ONCE=BLOCKS_AT_ONCE, **launch_options(qkv.device, config.warps, registers=config.registers),
+        ROWS=min(QUERIES, triton.next_power_of_2(count)), SPLITS=config.splits, GROUP_SPLITS=config.group_splits,
+        UNITS=config.min_units, STAGES=config.stages, AT_ONCE=BLOCKS_AT_ONCE,
+        **launch_options(qkv.device, config.warps, registers=config.registers),
     )  # fmt: skip

@@ -13,14 +13,18 @@ import torch
 
 from modelscope_polylm.network.kernels.dispatch import multiprocessors, shared_memory
 
+MAX_ROWS = 64
+"""Rows up to which our products are faster than the library's; beyond, ours only stand in where its sums are cut."""
+
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """Multiply-add kernel for a few rows: a program makes block_n outputs, block_k inputs at a time.
+    """Multiply-add kernel: a program makes block_n outputs of block_m rows, block_k inputs at a time.
 
-    block_k = 256 * warps lets every thread read each weight row once, 16 bytes at a time, and each input once.
+    block_k and warps decide about the bits of the result.
     """
 
+    block_m: int
     block_n: int
     block_k: int
     warps: int
@@ -28,33 +32,29 @@ class VectorConfig:
 
 @dataclass(frozen=True)
 class MatrixConfig:
-    """Matrix-unit kernel for 2 to 64 rows: tiles of block_n outputs, block_k inputs at a time.
+    """Matrix-unit kernel: a program makes block_n outputs of block_m rows, block_k inputs at a time.
 
-    A tile is made by one program; if `even`, all multiprocessors share all tiles' blocks evenly.
+    `stages` blocks of inputs are on their way at once. Nothing here decides about the bits of the result.
     """
 
+    block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
-    even: bool = False
 
-    def shared_bytes(self, rows: int) -> int:
+    @property
+    def shared_bytes(self) -> int:
         """What the pipelined reads of weights and inputs keep in shared memory, in 16 bits."""
-        return self.stages * (self.block_n + matrix_rows(rows)) * self.block_k * 2
-
-
-def matrix_rows(rows: int) -> int:
-    """Rows of the inputs' blocks in a matrix-unit kernel: a power of two, at least the 16 of those units."""
-    return max(16, 1 << (rows - 1).bit_length())
+        return self.stages * (self.block_n + self.block_m) * self.block_k * 2
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """Decode attention: a row's blocks of `block_t` keys go to at most `splits` programs, `min_units` or more each.
 
-    A group, which has more blocks, gets as many for each of its rows, but at most `group_splits`. Only block_t decides
-    about the bits of the result. `registers` of a thread at most, so that more programs run at once.
+    A group, which has more blocks, gets as many for each of its rows, but at most `group_splits`. A thread has at most
+    `registers`, so that more programs run at once. Only block_t decides about the bits of the result.
     """
 
     block_t: int
@@ -63,6 +63,7 @@ class AttentionConfig:
     group_splits: int
     min_units: int = 1
     registers: int = 168
+    stages: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,39 +79,46 @@ class PrefillAttentionConfig:
     stages: int
 
 
-# most rows and the configuration up to there
-# projections are told apart by their proportions
-MATRIX_CONFIGS: dict[str, tuple[tuple[int, MatrixConfig], ...]] = {
-    "c_attn": ((64, MatrixConfig(64, 128, 4, stages=3)),),
-    "attn.c_proj": ((64, MatrixConfig(64, 128, 4, stages=6)),),
-    "c_fc": (
-        (8, MatrixConfig(64, 128, 4, stages=3)),
-        (64, MatrixConfig(64, 128, 4, stages=6)),
-    ),
-    "mlp.c_proj": (
-        (32, MatrixConfig(64, 128, 4, stages=6, even=True)),
-        (64, MatrixConfig(64, 128, 4, stages=6)),
-    ),
+Blocks = tuple[int, int, int, int]
+
+# most rows, and block_n, block_k, warps and stages up to there; projections are told apart by their proportions
+MATRIX_BLOCKS: dict[str, tuple[tuple[int, Blocks], ...]] = {
+    "c_attn": ((16, (64, 128, 4, 4)), (64, (128, 64, 4, 6))),
+    "attn.c_proj": ((16, (64, 256, 4, 4)), (64, (64, 128, 4, 6))),
+    "c_fc": ((16, (64, 128, 4, 4)), (64, (64, 128, 4, 6))),
+    "mlp.c_proj": ((16, (64, 256, 4, 4)), (64, (64, 128, 4, 6)), (128, (64, 64, 4, 6))),
 }
+MANY_ROWS: Blocks = (128, 64, 4, 4)
 
 
 def choose_linear(
     rows: int, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
-) -> VectorConfig | MatrixConfig | None:
-    """The kernel for x [rows <= 64, inputs] @ weight [outputs, inputs]; None where the library product is as good."""
+) -> VectorConfig | MatrixConfig:
+    """The kernel for x [rows, inputs] @ weight [outputs, inputs]."""
     if dtype == torch.float32:
-        return VectorConfig(block_n=4, block_k=512, warps=4) if rows <= 8 else None
-    if rows <= 2:
-        return VectorConfig(block_n=4, block_k=1024, warps=4)
-    table = MATRIX_CONFIGS[_projection(outputs, inputs)]
-    return _fitting(next(config for most, config in table if rows <= most), rows, device)
+        return VectorConfig(_power_of_two(rows, 1, 8), block_n=4, block_k=1024, warps=4)
+    table = MATRIX_BLOCKS[_projection(outputs, inputs)]
+    blocks = next((blocks for most, blocks in table if rows <= most), MANY_ROWS)
+    return _fitting(MatrixConfig(_power_of_two(rows, 16, 128), *blocks), device)
 
 
-def _fitting(config: MatrixConfig, rows: int, device: torch.device) -> MatrixConfig:
+def library_is_equal(rows: int, outputs: int, inputs: int) -> bool:
+    """Whether the library sums each output over all inputs in one go, in 16 bits: it cuts where outputs are few.
+
+    Read off cuBLAS 13 on an H200 for the shapes of 13B and 1.7B and for 65 to 8,192 rows (tests, `-m gpu`).
+    """
+    return inputs <= outputs or rows >= 512
+
+
+def _power_of_two(rows: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << (rows - 1).bit_length()))
+
+
+def _fitting(config: MatrixConfig, device: torch.device) -> MatrixConfig:
     room = shared_memory(device)
-    while config.shared_bytes(rows) > room and config.stages > 2:
+    while config.shared_bytes > room and config.stages > 2:
         config = replace(config, stages=config.stages - 1)
-    while config.shared_bytes(rows) > room:
+    while config.shared_bytes > room:
         config = replace(config, block_k=config.block_k // 2)
     return config
 
@@ -143,12 +151,10 @@ def choose_prefill_attention(dtype: torch.dtype) -> PrefillAttentionConfig:
     return PrefillAttentionConfig(64, key_block(dtype), warps=4, stages=3)
 
 
-def choose_output(rows: int, top: int, dtype: torch.dtype, device: torch.device) -> VectorConfig | MatrixConfig | None:
+def choose_lm_head(rows: int, dtype: torch.dtype, device: torch.device) -> VectorConfig | MatrixConfig:
     """The kernel for hidden [rows, D] @ embedding [V, D]; a tile holds many more tokens than it keeps."""
     if dtype == torch.float32:
-        return VectorConfig(block_n=16, block_k=256, warps=4) if rows <= 4 else None
-    if rows == 1 and top == 1:
-        return VectorConfig(block_n=8, block_k=1024, warps=4)
+        return VectorConfig(_power_of_two(rows, 2, 4), block_n=16, block_k=256, warps=4)
     # what many rows keep of a tile is sorted out by more warps
-    blocks = (128, 128, 4) if rows <= 32 else (128, 64, 8)
-    return _fitting(MatrixConfig(*blocks, stages=4), rows, device)
+    blocks = (128, 128, 4, 4) if rows <= 32 else (128, 64, 8, 4)
+    return _fitting(MatrixConfig(_power_of_two(rows, 16, 64), *blocks), device)

@@ -18,7 +18,8 @@ def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, deferred_bias: Tensor) -> Tensor:
     """Normalise each row of x [R, D] + deferred_bias [D]; returns [R, D] in the dtype of `weight` [D] and `bias` [D].
 
-    Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32; x and `deferred_bias` are fp32.
+    x is the fp32 residual stream, `deferred_bias` what it still lacks: the sum of the biases of all projections before.
+    Mean and variance (biased, as torch.nn.LayerNorm) are taken in fp32.
     """
     # x: [R, D] fp32, deferred_bias: [D] -> [R, D]
     if not uses_triton(x, weight, bias, deferred_bias):

@@ -1,4 +1,8 @@
-"""Linear layers: for a few rows, bias, GELU or the residual sum are part of the product's kernel."""
+"""Linear layers: bias, GELU or the residual sum are part of the product's kernel where rows are few.
+
+On CUDA with compute capability 9.0, in bf16 and fp32, a row's result does not depend by a single bit on the number of
+rows: our kernels never cut a sum, and the library's products take over where they give the same bits.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, choose_linear
-from modelscope_polylm.network.kernels.dispatch import MAX_ROWS, uses_triton
+from modelscope_polylm.network.kernels.configs import (
+    MAX_ROWS,
+    MatrixConfig,
+    VectorConfig,
+    choose_linear,
+    library_is_equal,
+)
+from modelscope_polylm.network.kernels.dispatch import settings, uses_triton
 
 Config = VectorConfig | MatrixConfig
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
-    """Plain torch twin of `linear`; on a CPU it rounds once more, before the GELU."""
+    """Compute `linear` in plain torch."""
     # x: [R, K], weight: [N, K], bias: [N] -> [R, N]
-    if gelu and x.is_cuda:
-        # cuBLAS applies the tanh GELU before it rounds
-        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
 def add_product_reference_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Plain torch twin of `add_product_`; on a CPU it rounds the product to the weights' dtype."""
+    """Compute `add_product_` in plain torch; on a CPU it rounds the product to the weights' dtype."""
     # residual: [R, N] fp32, x: [R, K], weight: [N, K]
     if x.is_cuda and x.dtype.itemsize == 2:
         torch.addmm(residual, x, weight.t(), out_dtype=torch.float32, out=residual)
@@ -31,39 +38,26 @@ def add_product_reference_(residual: Tensor, x: Tensor, weight: Tensor) -> None:
         residual += F.linear(x, weight)
 
 
-def _choose(x: Tensor, weight: Tensor, other: Tensor, config: Config | None) -> Config | None:
-    # x: [R, K], weight: [N, K]; None: the torch twin is as good or the shape is not for the kernels
-    rows, inputs = x.shape
-    supported = uses_triton(x, weight, other) and 1 <= rows <= MAX_ROWS and inputs % 16 == 0
-    if not supported:
-        return None
-    return config or choose_linear(rows, weight.shape[0], inputs, weight.dtype, weight.device)
-
-
-def _run(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, config: Config) -> None:
-    # x: [R, K], weight: [N, K], bias: [N], None adds to out: [R, N]
-    from modelscope_polylm.network.kernels.linear_triton import launch_matrix, launch_vector
-
-    with torch.cuda.device_of(x):
-        if isinstance(config, VectorConfig):
-            launch_vector(x, weight, bias, out, gelu, config)
-        else:
-            launch_matrix(x, weight, bias, out, gelu, config)
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False, config: Config | None = None) -> Tensor:
-    """x @ weight.T + bias, with the tanh GELU of GPT-2 on request.
+    """Compute x @ weight.T + bias, rounded to the weights' dtype, and on request the tanh GELU of GPT-2 of that.
 
-    x is [R, K], weight [N, K], bias [N], all of one dtype; the result [R, N] has that dtype. Kernels (1 to 64 rows on
-    CUDA) add in fp32 and round once. `config` overrides the choice of kernel.
+    x is [R, K], weight [N, K], bias [N], all of one dtype; the result [R, N] has that dtype. Sums are taken in fp32.
+    `config` overrides the choice of kernel.
     """
     # x: [R, K], weight: [N, K], bias: [N] -> [R, N]
-    chosen = _choose(x, weight, bias, config)
-    if chosen is None:
+    if not _fits_kernels(x, weight, bias):
         return linear_reference(x, weight, bias, gelu)
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=weight.dtype, device=x.device)
-    _run(out, x, weight, bias, gelu, chosen)
-    return out
+    from modelscope_polylm.network.kernels.linear_triton import launch_gelu, launch_linear
+
+    with torch.cuda.device_of(x):
+        if config is None and _prefers_library(x, weight):
+            y = F.linear(x, weight, bias)
+            if gelu:
+                launch_gelu(y)
+            return y
+        y = torch.empty(x.shape[0], weight.shape[0], dtype=weight.dtype, device=x.device)
+        launch_linear(x, weight, bias, y, gelu, config or _choose(x, weight))
+        return y
 
 
 def add_product_(residual: Tensor, x: Tensor, weight: Tensor, config: Config | None = None) -> None:
@@ -72,8 +66,27 @@ def add_product_(residual: Tensor, x: Tensor, weight: Tensor, config: Config | N
     residual is [R, N] fp32, x [R, K], weight [N, K].
     """
     # residual: [R, N] fp32, x: [R, K], weight: [N, K]
-    chosen = _choose(x, weight, residual, config)
-    if chosen is None:
+    if not _fits_kernels(x, weight, residual) or (config is None and _prefers_library(x, weight)):
         add_product_reference_(residual, x, weight)
-    else:
-        _run(residual, x, weight, None, False, chosen)
+        return
+    from modelscope_polylm.network.kernels.linear_triton import launch_linear
+
+    with torch.cuda.device_of(x):
+        launch_linear(x, weight, None, residual, False, config or _choose(x, weight))
+
+
+def _fits_kernels(x: Tensor, weight: Tensor, other: Tensor) -> bool:
+    # x: [R, K]; tensor descriptors need rows of whole 16 bytes
+    return len(x) > 0 and x.shape[1] % 16 == 0 and uses_triton(x, weight, other)
+
+
+def _prefers_library(x: Tensor, weight: Tensor) -> bool:
+    # x: [R, K], weight: [N, K]
+    rows, (outputs, inputs) = len(x), weight.shape
+    if rows <= MAX_ROWS or not x.is_cuda:
+        return False
+    return not settings.deterministic or (x.dtype.itemsize == 2 and library_is_equal(rows, outputs, inputs))
+
+
+def _choose(x: Tensor, weight: Tensor) -> Config:
+    return choose_linear(len(x), weight.shape[0], weight.shape[1], weight.dtype, weight.device)

@@ -1,4 +1,8 @@
-"""Output layer: logits over the vocabulary, or at once the best tokens and the log-sum-exp."""
+"""LM head: logits over the vocabulary, or at once the best tokens and the log-sum-exp.
+
+On CUDA with compute capability 9.0, in bf16 and fp32, a row's result does not depend by a single bit on the number of
+rows or on how many tokens are asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, choose_output
-from modelscope_polylm.network.kernels.dispatch import MAX_ROWS, uses_triton
+from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, choose_lm_head
+from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 MAX_TOP = 16
 Config = VectorConfig | MatrixConfig
 
 
 def lm_head_logits_reference(hidden: Tensor, embedding: Tensor, vocab_limit: int) -> Tensor:
-    """Plain torch twin of `lm_head_logits`: rounds the logits to the weights' dtype first."""
+    """Compute `lm_head_logits` in plain torch: rounds the logits to the weights' dtype first."""
     # hidden: [R, D], embedding: [V, D] -> [R, V] fp32
     logits = F.linear(hidden, embedding).float()
     logits[:, vocab_limit:] = float("-inf")
@@ -24,7 +28,7 @@ def lm_head_logits_reference(hidden: Tensor, embedding: Tensor, vocab_limit: int
 def lm_head_topk_reference(
     hidden: Tensor, embedding: Tensor, k: int, vocab_limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain torch twin of `lm_head_topk`."""
+    """Compute `lm_head_topk` in plain torch."""
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
     logits = lm_head_logits_reference(hidden, embedding, vocab_limit)
     values, ids = logits.topk(k, dim=-1)
@@ -34,27 +38,18 @@ def lm_head_topk_reference(
     return values.scatter(1, place, values), ids.scatter(1, place, ids).int(), logits.logsumexp(-1)
 
 
-def _choose(hidden: Tensor, embedding: Tensor, top: int, config: Config | None) -> Config | None:
-    # hidden: [R, D], embedding: [V, D]; None: the torch twin runs
-    rows, inputs = hidden.shape
-    if not uses_triton(hidden, embedding) or not 1 <= rows <= MAX_ROWS or inputs % 16 or top > MAX_TOP:
-        return None
-    return config or choose_output(rows, top, embedding.dtype, embedding.device)
-
-
 def lm_head_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: Config | None = None) -> Tensor:
     """Logits of every token: [R, V] fp32, -inf for ids from `vocab_limit` on.
 
     hidden [R, D] is the output of the final LayerNorm, embedding [V, D] the tied token embedding, both of one dtype.
     """
     # hidden: [R, D], embedding: [V, D] -> [R, V] fp32
-    chosen = _choose(hidden, embedding, 1, config)
-    if chosen is None:
+    if not _fits_kernels(hidden, embedding):
         return lm_head_logits_reference(hidden, embedding, vocab_limit)
     from modelscope_polylm.network.kernels.lm_head_triton import launch_logits
 
     with torch.cuda.device_of(hidden):
-        return launch_logits(hidden, embedding, vocab_limit, chosen)
+        return launch_logits(hidden, embedding, vocab_limit, config or _choose(hidden, embedding))
 
 
 def lm_head_topk(
@@ -63,14 +58,22 @@ def lm_head_topk(
     """Each row's k best tokens, best first, and the log-sum-exp over all tokens below `vocab_limit`.
 
     Returns values [R, k] fp32 (logits), ids [R, k] int32 (of equal logits the lower id comes first) and [R] fp32. The
-    kernels (1 <= k <= 16, 1 to 64 rows, CUDA) never write the logits; where fewer than k tokens exist, they fill up
-    with -inf and id 0.
+    kernels (1 <= k <= 16, CUDA) never write the logits; where fewer than k tokens exist, they fill up with -inf and
+    id 0. A row with a logit that is not a number has a log-sum-exp that is none either.
     """
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
-    chosen = _choose(hidden, embedding, k, config)
-    if chosen is None or k > chosen.block_n:
+    if not _fits_kernels(hidden, embedding) or k > MAX_TOP:
         return lm_head_topk_reference(hidden, embedding, k, vocab_limit)
-    from modelscope_polylm.network.kernels.lm_head_triton import launch_best
+    from modelscope_polylm.network.kernels.lm_head_triton import launch_topk
 
     with torch.cuda.device_of(hidden):
-        return launch_best(hidden, embedding, k, vocab_limit, chosen)
+        return launch_topk(hidden, embedding, k, vocab_limit, config or _choose(hidden, embedding))
+
+
+def _fits_kernels(hidden: Tensor, embedding: Tensor) -> bool:
+    # hidden: [R, D]; tensor descriptors need rows of whole 16 bytes
+    return len(hidden) > 0 and hidden.shape[1] % 16 == 0 and uses_triton(hidden, embedding)
+
+
+def _choose(hidden: Tensor, embedding: Tensor) -> Config:
+    return choose_lm_head(len(hidden), embedding.dtype, embedding.device)

@@ -1,4 +1,4 @@
-"""Kernels of the output layer: a tile of logits is at once reduced to its best tokens and its log-sum-exp."""
+"""Kernels of the LM head: a tile of logits is at once reduced to its best tokens and its log-sum-exp."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, matrix_rows
+from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
 from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_tile, vector_tile
+from modelscope_polylm.network.kernels.sums_triton import exact_sum
 
-# sort key of a place without a token: -inf with the highest id
+# sort key of no token: -inf with the highest id
 EMPTY = tl.constexpr((0x807FFFFF - (1 << 32)) << 32)
-REDUCED = 1024
-"""Candidates that one program of `reduce_kernel` reads."""
+REDUCED = 64
+"""Tiles that one program of `reduce_kernel` reads, whatever is kept of them: sums are then cut at the same places."""
 
 
 @triton.jit
@@ -47,8 +48,15 @@ def store_best(keys, values, ids, stored, TOP: tl.constexpr):
 
 
 @triton.jit
+def log_sum_exp(logits, COUNT: tl.constexpr):
+    # logits: [ROWS, COUNT], -inf for tokens that do not exist -> [ROWS]
+    highest = tl.max(logits, 1)
+    return highest + tl.log(exact_sum(tl.exp(logits - highest[:, None]), COUNT, True))
+
+
+@triton.jit
 def logits_tile(
-    hidden, embedding, first, R, V,
+    hidden, embedding, first_row, first, R, V,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -56,9 +64,9 @@ def logits_tile(
     admit_next(OVERLAP)
     if MATRIX:
         wait_for_previous(OVERLAP)
-        tile = matrix_tile(hidden, embedding, first, 0, tl.cdiv(K, BLOCK_K), ROWS, BLOCK_N, BLOCK_K)
+        tile = matrix_tile(hidden, embedding, first_row, first, tl.cdiv(K, BLOCK_K), ROWS, BLOCK_N, BLOCK_K)
     else:
-        tile = vector_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
+        tile = vector_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
     return tile
 
 
@@ -69,16 +77,15 @@ def candidates_kernel(
     MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile; hidden, embedding: see `logits_tile`
-    tile, tiles = tl.program_id(0), tl.num_programs(0)
-    first = tile * BLOCK_N
-    logits = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
+    # the programs that read the same tile of the embedding run one after the other
+    tile, tiles = tl.program_id(1), tl.num_programs(1)
+    first_row, first = tl.program_id(0) * ROWS, tile * BLOCK_N
+    logits = logits_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
     token = (first + tl.arange(0, BLOCK_N))[None, :]
-    row = tl.arange(0, ROWS)
-    logits = tl.where(token < limit, logits, float("-inf"))
+    row = first_row + tl.arange(0, ROWS)
     # every tile begins below the limit, so the maximum is finite
-    highest = tl.max(logits, 1)
-    total = tl.sum(tl.exp(logits - highest[:, None]), 1)
-    tl.store(sums + row * tiles + tile, highest + tl.log(total), mask=row < R)
+    logits = tl.where(token < limit, logits, float("-inf"))
+    tl.store(sums + row * tiles + tile, log_sum_exp(logits, BLOCK_N), mask=row < R)
     place = (row * tiles + tile) * TOP
     store_best(sort_keys(logits, token), values + place, ids + place, row < R, TOP)
 
@@ -90,9 +97,9 @@ def logits_kernel(
     MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # logits: [R, V] fp32; hidden, embedding: see `logits_tile`
-    first = tl.program_id(0) * BLOCK_N
-    tile = logits_tile(hidden, embedding, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
-    token, row = (first + tl.arange(0, BLOCK_N))[None, :], tl.arange(0, ROWS)[:, None]
+    first_row, first = tl.program_id(0) * ROWS, tl.program_id(1) * BLOCK_N
+    tile = logits_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
+    token, row = (first + tl.arange(0, BLOCK_N))[None, :], first_row + tl.arange(0, ROWS)[:, None]
     tile = tl.where(token < limit, tile, float("-inf"))
     tl.store(logits + row.to(tl.int64) * V + token, tile, mask=(row < R) & (token < V))
 
@@ -107,46 +114,47 @@ def reduce_kernel(
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
     tile = block * BLOCK + tl.arange(0, BLOCK)
-    log_sum = tl.load(sums + row * tiles + tile, mask=tile < tiles, other=float("-inf"))
-    highest = tl.max(log_sum, 0)
+    log_sums = tl.load(sums + row * tiles + tile, mask=tile < tiles, other=float("-inf"))[None, :]
     place = row * blocks + block
-    tl.store(best_sums + place, highest + tl.log(tl.sum(tl.exp(log_sum - highest), 0)))
+    room = place + tl.arange(0, 1)
+    tl.store(best_sums + room, log_sum_exp(log_sums, BLOCK))
     inside = tl.arange(0, WIDTH)[None, :]
     c = block * BLOCK * TOP + inside
     exists = (inside < BLOCK * TOP) & (c < tiles * TOP)
     value = tl.load(values + row * tiles * TOP + c, mask=exists, other=float("-inf"))
     token = tl.load(ids + row * tiles * TOP + c, mask=exists, other=0x7FFFFFFF)
-    room = place * TOP + tl.arange(0, 1)
-    store_best(sort_keys(value, token), best_values + room, best_ids + room, tl.arange(0, 1) < 1, TOP)
+    store_best(sort_keys(value, token), best_values + room * TOP, best_ids + room * TOP, room >= 0, TOP)
 
 
-def _tile_arguments(hidden: Tensor, embedding: Tensor, config: VectorConfig | MatrixConfig) -> dict[str, Any]:
+def _arguments(hidden: Tensor, embedding: Tensor, config: VectorConfig | MatrixConfig) -> dict[str, Any]:
     # hidden: [R, K], embedding: [V, K] -> arguments that both kernels of the vocabulary share
     rows, inputs = hidden.shape
-    shape = {"R": rows, "V": embedding.shape[0], "K": inputs, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    shape = {"R": rows, "V": embedding.shape[0], "K": inputs, "ROWS": config.block_m}
+    blocks = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     if isinstance(config, VectorConfig):
-        kind = {"hidden": hidden, "embedding": embedding, "MATRIX": False, "ROWS": triton.next_power_of_2(rows)}
-        return {**shape, **kind, **launch_options(hidden.device, config.warps)}
-    x, weight = matrix_operands(hidden, embedding, config)
-    kind = {"hidden": x, "embedding": weight, "MATRIX": True, "ROWS": matrix_rows(rows)}
-    return {**shape, **kind, **launch_options(hidden.device, config.warps, config.stages)}
+        operands, options = (hidden, embedding), launch_options(hidden.device, config.warps)
+    else:
+        operands = matrix_operands(hidden, embedding, config)
+        options = launch_options(hidden.device, config.warps, config.stages)
+    kind = {"hidden": operands[0], "embedding": operands[1], "MATRIX": isinstance(config, MatrixConfig)}
+    return {**shape, **blocks, **kind, **options}
 
 
-def launch_best(
+def launch_topk(
     hidden: Tensor, embedding: Tensor, top: int, limit: int, config: VectorConfig | MatrixConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     # hidden: [R, K], embedding: [V, K] -> values, ids: [R, top], log-sum-exp: [R]
     rows, device = hidden.shape[0], hidden.device
     tiles = triton.cdiv(limit, config.block_n)
     results = _room(rows, tiles, top, device)
-    candidates_kernel[(tiles,)](*results, limit, TOP=top, **_tile_arguments(hidden, embedding, config))
-    block = REDUCED // triton.next_power_of_2(top)
+    grid = (triton.cdiv(rows, config.block_m), tiles)
+    candidates_kernel[grid](*results, limit, TOP=top, **_arguments(hidden, embedding, config))
     while tiles > 1:
-        blocks = triton.cdiv(tiles, block)
+        blocks = triton.cdiv(tiles, REDUCED)
         reduced = _room(rows, blocks, top, device)
         reduce_kernel[(blocks, rows)](
             *results, *reduced, tiles,
-            TOP=top, BLOCK=block, WIDTH=triton.next_power_of_2(block * top), **launch_options(device, 4),
+            TOP=top, BLOCK=REDUCED, WIDTH=triton.next_power_of_2(REDUCED * top), **launch_options(device, 4),
         )  # fmt: skip
         results, tiles = reduced, blocks
     values, ids, sums = results
@@ -166,5 +174,6 @@ def launch_logits(hidden: Tensor, embedding: Tensor, limit: int, config: VectorC
     # hidden: [R, K], embedding: [V, K] -> [R, V] fp32
     rows, tokens = hidden.shape[0], embedding.shape[0]
     logits = torch.empty(rows, tokens, dtype=torch.float32, device=hidden.device)
-    logits_kernel[(triton.cdiv(tokens, config.block_n),)](logits, limit, **_tile_arguments(hidden, embedding, config))
+    grid = (triton.cdiv(rows, config.block_m), triton.cdiv(tokens, config.block_n))
+    logits_kernel[grid](logits, limit, **_arguments(hidden, embedding, config))
     return logits

@@ -26,7 +26,7 @@ class Segment(NamedTuple):
     row: int
     first: int
     position: int
-    count: int
+    tokens: int
 
 
 def prefill_attention_reference(
@@ -89,9 +89,9 @@ def _segments(tiles: Tensor) -> Iterator[Segment]:
         if count == 0:
             continue
         if current is not None:
-            end = (current.row, current.first + current.count, current.position + current.count)
+            end = (current.row, current.first + current.tokens, current.position + current.tokens)
             if end == (row, first, position):
-                current = current._replace(count=current.count + count)
+                current = current._replace(tokens=current.tokens + count)
                 continue
             yield current
         current = Segment(row, first, position, count)

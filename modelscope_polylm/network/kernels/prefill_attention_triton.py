@@ -44,6 +44,15 @@ def load_block(fresh, keys, values, slots, t, start, end, offset, HEADS: tl.cons
 
 
 @triton.jit
+def attend(query, key, value, visible, scale, m, l, acc, MASKED: tl.constexpr):
+    # query: [BLOCK_M, HEAD], key, value: [BLOCK_T, HEAD]: the softmax m, l, acc goes on over one block
+    score = tl.dot(query, tl.trans(key), input_precision="ieee")
+    block_m, block_l, weights = block_softmax(score, visible, scale, MASKED, value.dtype == tl.float32)
+    block_acc = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return fold(m, l, acc, block_m, block_l, block_acc)
+
+
+@triton.jit
 def prefill_attention_kernel(
     qkv, qkv_blocks, key_cache, value_cache, slot_table, tiles, out, tile_count, table_stride, cache_stride, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -81,19 +90,16 @@ def prefill_attention_kernel(
     for block in tl.range(0, cached_blocks, num_stages=1):
         t = block * BLOCK_T + lane
         key, value = load_block(fresh, keys, values, slots, t, start, end, offset, HEADS, HEAD)
-        block_m, block_l, block_acc = block_softmax(query, key, value, True, scale, False)
-        m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
+        m, l, acc = attend(query, key, value, True, scale, m, l, acc, False)
     for block in tl.range(cached_blocks, whole, num_stages=STAGES):
         key = qkv_blocks.load([offset + block * BLOCK_T, D + head * HEAD])
         value = qkv_blocks.load([offset + block * BLOCK_T, 2 * D + head * HEAD])
-        block_m, block_l, block_acc = block_softmax(query, key, value, True, scale, False)
-        m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
+        m, l, acc = attend(query, key, value, True, scale, m, l, acc, False)
     for block in tl.range(whole, tl.cdiv(end, BLOCK_T), num_stages=1):
         t = block * BLOCK_T + lane
         key, value = load_block(fresh, keys, values, slots, t, start, end, offset, HEADS, HEAD)
         visible = t[None, :] <= (position + i)[:, None]
-        block_m, block_l, block_acc = block_softmax(query, key, value, visible, scale, True)
-        m, l, acc = fold(m, l, acc, block_m, block_l, block_acc)
+        m, l, acc = attend(query, key, value, visible, scale, m, l, acc, True)
     result = out + (first + i).to(tl.int64)[:, None] * D + head * HEAD + d
     tl.store(result, acc / l[:, None], mask=exists)
     place = tl.load(slots + position + i, mask=i < count, other=0)[:, None] * HEAD + d
@@ -105,7 +111,7 @@ def launch_prefill_attention(
     qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, tiles: Tensor, out: Tensor, tile: int,
     config: PrefillAttentionConfig,
 ) -> None:  # fmt: skip
-    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4], out: [total, D]
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4], each up to `tile` tokens
     heads, slots, head_dim = key_cache.shape
     count = len(tiles)
     prefill_attention_kernel[(count * (tile // config.block_m) * heads,)](

@@ -12,20 +12,21 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from modelscope_polylm.generation.beam import BeamSearch
-from modelscope_polylm.generation.lm_head import OutputLayer
-from modelscope_polylm.generation.options import GenerationOptions
-from modelscope_polylm.generation.state import Rows
+from modelscope_polylm.generation.lm_head import LMHead
+from modelscope_polylm.generation.state import BatchState
 from modelscope_polylm.network.kernels import configs, order_triton
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, linear
-from modelscope_polylm.network.kernels.lm_head import output_best, output_logits
+from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
 
 # compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50, T4
 CARDS = {90: 227, 80: 163, 86: 99, 89: 99, 120: 99, 75: 64}
 WITHOUT_BFLOAT16 = (75,)
+SLOW_TO_COMPILE = 75  # has no matrix units that this Triton knows
+FP32_CARD = 90
 compiled: list[str] = []
 
 
@@ -47,7 +48,7 @@ class Card:
 
 
 def compile_only(kernel: JITFunction, grid: Any) -> Callable[..., None]:
-    """Takes the place of a launch."""
+    """Take the place of a launch."""
 
     def launch(*arguments: Any, **options: Any) -> None:
         binary = kernel.warmup(*arguments, grid=grid, **options)
@@ -61,40 +62,42 @@ def compile_only(kernel: JITFunction, grid: Any) -> Callable[..., None]:
     return launch
 
 
-def zeros(*size: int) -> torch.Tensor:
+def zeros(*size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     without = driver.active.capability in WITHOUT_BFLOAT16
-    return torch.zeros(*size, dtype=torch.float16 if without else torch.bfloat16)
+    return torch.zeros(*size, dtype=dtype or (torch.float16 if without else torch.bfloat16))
 
 
-def compile_step(rows: int, group: int, heads: int = 40, vocab: int = 1024) -> None:
-    """Calls every operation once with its default configuration, in the sizes of the 13B network."""
-    width = 128 * heads
-    x, residual, bias = zeros(rows, width), torch.zeros(rows, width), zeros(4 * width)
-    layer_norm(residual, bias[:width], bias[:width], 1e-5, torch.zeros(width))
-    linear(x, zeros(3 * width, width), bias[: 3 * width])
-    add_product_(residual, x, zeros(width, width))
-    linear(x, zeros(4 * width, width), bias, gelu=True)
-    add_product_(residual, zeros(rows, 4 * width), zeros(width, 4 * width))
-    cache = zeros(heads, 64, 128)
-    table, lengths = torch.zeros(rows, 32, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
-    decode_attention(zeros(rows, 3 * width), cache, cache, table, lengths, lengths, group)
-    output_best(x, zeros(vocab, width), 1 if rows == 1 else 2 * group, vocab)
-    output_logits(x, zeros(vocab, width), vocab)
+def integers(*size: int) -> torch.Tensor:
+    return torch.ones(*size, dtype=torch.int32)
 
 
-def compile_prefill(tokens: int = 300, heads: int = 40) -> None:
-    """The kernels of prefill, in the sizes of the 13B network."""
-    width = 128 * heads
-    norm, caches = zeros(width), zeros(2, heads, 512, 128)
-    layer_norm(torch.zeros(tokens, width), norm, norm, 1e-5, torch.zeros(width))
-    prefill_attention(zeros(tokens, 3 * width), 1, heads, (torch.arange(tokens), *caches))
+def compile_step(rows: int, dtype: torch.dtype | None = None, heads: int = 40, vocab: int = 1024) -> None:
+    """Call every operation of a decode step once with its default configuration, in the sizes of the 13B network."""
+    d = 128 * heads
+    x, residual, bias = zeros(rows, d, dtype=dtype), torch.zeros(rows, d), zeros(4 * d, dtype=dtype)
+    layer_norm(residual, bias[:d], bias[:d], 1e-5, torch.zeros(d))
+    linear(x, zeros(3 * d, d, dtype=dtype), bias[: 3 * d])
+    add_product_(residual, x, zeros(d, d, dtype=dtype))
+    linear(x, zeros(4 * d, d, dtype=dtype), bias, gelu=True)
+    add_product_(residual, zeros(rows, 4 * d, dtype=dtype), zeros(d, 4 * d, dtype=dtype))
+    cache, state = zeros(heads, 64, 128, dtype=dtype), (integers(rows, 32), *(integers(rows) for _ in range(3)))
+    decode_attention(zeros(rows, 3 * d, dtype=dtype), cache, cache, *state, integers(rows, 2))
+    for k in (1, 8):
+        lm_head_topk(x, zeros(vocab, d, dtype=dtype), k, vocab)
+    lm_head_logits(x, zeros(vocab, d, dtype=dtype), vocab)
 
 
-def compile_beam_step(beams: int, rules: str, early_stopping: bool | str, vocab: int = 1024) -> None:
-    """Chooses among the beams of one prompt once."""
-    options = GenerationOptions(num_beams=beams, beam_rules=rules, early_stopping=early_stopping)
-    rows, output = Rows(1, beams, 2048, torch.device("cpu")), OutputLayer(zeros(vocab, 128), vocab)
-    BeamSearch(rows, output, torch.zeros(1, dtype=torch.int64), options).select(zeros(beams, 128))
+def compile_prefill(dtype: torch.dtype | None = None, heads: int = 40) -> None:
+    """The attention of prefill, in the sizes of the 13B network."""
+    qkv, caches = zeros(300, 3 * 128 * heads, dtype=dtype), zeros(2, heads, 512, 128, dtype=dtype)
+    prefill_attention(qkv, *caches, integers(1, 512), integers(5, 4))
+
+
+def compile_beam_step(beams: int, counts_prompt: bool, early_stopping: bool | str, vocab: int = 1024) -> None:
+    """Choose among the beams of one prompt once."""
+    state, head = BatchState(beams, 2048, torch.device("cpu")), LMHead(zeros(vocab, 128), vocab)
+    search = BeamSearch(state, head, beams, 1, counts_prompt, early_stopping)
+    search.select(zeros(beams, 128), torch.arange(beams))
 
 
 def compile_all(capability: int) -> None:
@@ -103,12 +106,15 @@ def compile_all(capability: int) -> None:
     order_triton.overlaps = lambda device: capability >= 90
     configs.shared_memory = lambda device: CARDS[capability] << 10
     # each number of rows has block shapes of its own
-    for rows, group in ((1, 1), (4, 4), (16, 1), (32, 4), (64, 1)):
-        compile_step(rows, group)
+    for rows in (1, 64) if capability == SLOW_TO_COMPILE else (1, 16, 64, 256):
+        compile_step(rows)
     compile_prefill()
+    if capability == FP32_CARD:
+        compile_step(8, torch.float32)
+        compile_prefill(torch.float32)
     for beams in (4, 8):
-        compile_beam_step(beams, "4.31", True)
-        compile_beam_step(beams, "5", "never")
+        compile_beam_step(beams, True, True)
+        compile_beam_step(beams, False, "never")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from modelscope_polylm.network.kernels import configs
-from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig, VectorConfig
-from modelscope_polylm.network.kernels.dispatch import MAX_ROWS
+from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig
 
 CPU = torch.device("cpu")
 # bytes of shared memory that one program may have
@@ -29,41 +28,23 @@ def room(request, monkeypatch):
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_every_row_count_has_a_projection_kernel_that_fits(width, room):
-    for rows in range(1, MAX_ROWS + 1):
-        for name, (outputs, inputs) in projections(width).items():
-            config = configs.choose_linear(rows, outputs, inputs, torch.bfloat16, CPU)
-            assert isinstance(config, VectorConfig if rows <= 2 else MatrixConfig)
-            if isinstance(config, MatrixConfig):
-                assert config.shared_bytes(rows) <= room, f"{name}, {rows} rows"
-                assert config.stages >= 2 and config.block_k >= 32
-
-
-@pytest.mark.parametrize(
-    ("name", "rows", "expected"),
-    [
-        ("c_attn", 1, VectorConfig(4, 1024, 4)),
-        ("c_fc", 2, VectorConfig(4, 1024, 4)),
-        ("mlp.c_proj", 1, VectorConfig(4, 1024, 4)),
-        ("c_attn", 64, MatrixConfig(64, 128, 4, 3)),
-        ("attn.c_proj", 64, MatrixConfig(64, 128, 4, 6)),
-        ("c_fc", 8, MatrixConfig(64, 128, 4, 3)),
-        ("c_fc", 9, MatrixConfig(64, 128, 4, 6)),
-        ("mlp.c_proj", 32, MatrixConfig(64, 128, 4, 6, even=True)),
-        ("mlp.c_proj", 33, MatrixConfig(64, 128, 4, 6)),
-    ],
-)
-def test_projections_are_told_apart_by_their_proportions(name, rows, expected):
-    assert configs.choose_linear(rows, *projections(5120)[name], torch.float16, CPU) == expected
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 17, 33, 64, 65, 128, 129, 511, 8192])
+def test_every_row_count_has_a_projection_kernel_that_fits(rows, width, room):
+    for name, (outputs, inputs) in projections(width).items():
+        config = configs.choose_linear(rows, outputs, inputs, torch.bfloat16, CPU)
+        assert isinstance(config, MatrixConfig)
+        assert config.shared_bytes <= room, f"{name}, {rows} rows"
+        assert config.stages >= 2 and config.block_k >= 32
+        assert config.block_m >= min(rows, 128)
 
 
 @pytest.mark.parametrize(
     ("card", "rows", "expected"),
     [
-        ("H100", 4, MatrixConfig(64, 128, 4, 6)),
-        ("GeForce", 4, MatrixConfig(64, 128, 4, 4)),
-        ("GeForce", 64, MatrixConfig(64, 128, 4, 3)),
-        ("T4", 64, MatrixConfig(64, 128, 4, 2)),
+        ("H100", 4, MatrixConfig(16, 64, 256, 4, 4)),
+        ("GeForce", 4, MatrixConfig(16, 64, 256, 4, 2)),
+        ("GeForce", 64, MatrixConfig(64, 64, 128, 4, 3)),
+        ("T4", 64, MatrixConfig(64, 64, 128, 4, 2)),
     ],
 )
 def test_less_shared_memory_takes_fewer_stages(card, rows, expected, monkeypatch):
@@ -71,32 +52,31 @@ def test_less_shared_memory_takes_fewer_stages(card, rows, expected, monkeypatch
     assert configs.choose_linear(rows, *projections(5120)["attn.c_proj"], torch.bfloat16, CPU) == expected
 
 
+def test_bits_depend_on_nothing_that_the_rows_change():
+    """Of multiply-adds block_k and warps decide, of attention block_t."""
+    fp32 = [configs.choose_linear(rows, 5120, 5120, torch.float32, CPU) for rows in (1, 7, 64, 8192)]
+    assert len({(config.block_k, config.warps) for config in fp32}) == 1
+    heads = [configs.choose_lm_head(rows, torch.float32, CPU) for rows in (1, 3, 256)]
+    assert len({(config.block_k, config.warps) for config in heads}) == 1
+    for dtype in (torch.float32, torch.bfloat16):
+        decode = {
+            configs.choose_attention(rows, groups, 40, dtype, CPU).block_t for rows in (1, 256) for groups in (1, 64)
+        }
+        assert decode == {configs.choose_prefill_attention(dtype).block_t}
+
+
 @pytest.mark.parametrize(
-    ("groups", "group", "dtype", "expected"),
-    [
-        (1, 1, torch.bfloat16, AttentionConfig(32, 2, splits=8)),
-        (1, 4, torch.bfloat16, AttentionConfig(64, 4, splits=6)),
-        (16, 1, torch.bfloat16, AttentionConfig(16, 2, splits=1)),
-        (64, 1, torch.bfloat16, AttentionConfig(16, 2, splits=1)),
-        (1, 1, torch.float32, AttentionConfig(32, 4, splits=8)),
-        (1, 4, torch.float32, AttentionConfig(16, 4, splits=8)),
-    ],
+    ("rows", "groups", "splits", "group_splits"),
+    [(1, 1, 8, 24), (4, 1, 8, 24), (16, 16, 1, 4), (64, 64, 1, 1), (64, 16, 1, 4)],
 )
-def test_attention_fills_the_card(groups, group, dtype, expected, monkeypatch):
+def test_attention_fills_the_card(rows, groups, splits, group_splits, monkeypatch):
     monkeypatch.setattr(configs, "multiprocessors", lambda device: 132)
-    assert configs.choose_attention(groups, 40, group, dtype, torch.device("cpu")) == expected
+    config = configs.choose_attention(rows, groups, 40, torch.bfloat16, CPU)
+    assert config == AttentionConfig(64, 4, splits=splits, group_splits=group_splits)
 
 
-@pytest.mark.parametrize("rows", range(1, MAX_ROWS + 1))
-def test_output_layer_fits_and_keeps_fewer_tokens_than_it_makes(rows, room):
-    for top in (1, 16):
-        config = configs.choose_output(rows, top, torch.bfloat16, CPU)
-        assert config is not None and config.block_n >= top
-        assert isinstance(config, VectorConfig) or config.shared_bytes(rows) <= room
-
-
-def test_fp32_takes_multiply_adds_for_few_rows_and_the_library_for_more():
-    for rows, expected in ((8, VectorConfig(4, 512, 4)), (9, None)):
-        assert configs.choose_linear(rows, 5120, 5120, torch.float32, CPU) == expected
-    assert configs.choose_output(4, 8, torch.float32, CPU) == VectorConfig(16, 256, 4)
-    assert configs.choose_output(5, 8, torch.float32, CPU) is None
+@pytest.mark.parametrize("rows", [1, 16, 32, 33, 64, 256])
+def test_lm_head_fits_and_keeps_fewer_tokens_than_it_makes(rows, room):
+    config = configs.choose_lm_head(rows, torch.bfloat16, CPU)
+    assert isinstance(config, MatrixConfig)
+    assert config.block_n > 16 and config.shared_bytes <= room
