@@ -15,18 +15,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelscope_polylm import errors
+from modelscope_polylm.cli.bench.workloads import shape_config
 from modelscope_polylm.generation.options import TRANSFORMERS_ONLY, option_fields
+from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.prompts import FORMATS
+from modelscope_polylm.training.options import TrainingOptions, training_fields
+from modelscope_polylm.training.plan import adapter_parameters, memory_needed
+from modelscope_polylm.training.sources import SOURCES
 from tests.test_imports import FLOORS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TRANSLATED = {"README.zh-CN.md": "README.md"}
+TRANSLATED = {"README.zh-CN.md": "README.md", "docs/fine-tuning.zh-CN.md": "docs/fine-tuning.md"}
 CHINESE = [*TRANSLATED, "docs/reference.zh-CN.md"]
 PAGES = ["README.md", *TRANSLATED, *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 PAGES_WITH_TABLES = [*PAGES, "benchmarks/RESULTS.md"]
-MARKED = re.compile(r"<!-- (?P<name>\w+): begin -->\n(?P<table>.*?)<!-- (?P=name): end -->", re.DOTALL)
+MARKED = re.compile(r"<!-- (?P<name>[\w-]+): begin -->\n(?P<table>.*?)<!-- (?P=name): end -->", re.DOTALL)
 SPEED_RUN = ("2026-11-25-h100-13b", ["decode", "transformers-decode", "vllm-decode"])
 """The run that README shows: files of one card and one hour."""
 SPEED_ROWS = [
@@ -36,6 +41,8 @@ SPEED_ROWS = [
     "greedy, 64 rows, 128 + 128",
 ]
 SPEED_ENGINES = {"PolyLM": "polylm", "vLLM": "vllm", "transformers": "transformers"}
+CARDS = (24, 40, 80, 141)
+"""GB of GPUs."""
 SERVING = ["clients", "answers", "wrong or failed", "429", "tokens/s", "first text p50, p95", "answer p50, p95", "MB"]
 
 
@@ -225,6 +232,56 @@ def vllm_options_table() -> Table:
     return Table(["option", "where it goes", "refused, and who has it"], rows)
 
 
+def training_options_table() -> Table:
+    """Options of `polylm finetune` and of ModelScope's trainer."""
+    rows = [
+        [
+            code(field.name),
+            "" if field.default is None else code(repr(field.default)),
+            allowed(field.metadata),
+            field.metadata["help"],
+        ]
+        for field in training_fields()
+    ]
+    return Table(["option", "default", "allowed", "meaning"], rows)
+
+
+def training_memory_table() -> Table:
+    """What the plan of a run estimates, for both sizes."""
+    rows = []
+    for shape in ("1.7b", "13b"):
+        config = shape_config(shape)
+        for method, dtype, bytes_each in (("lora", "bf16", 2), ("full", "fp32", 4)):
+            needed = [sum(run_memory(config, method, bytes_each, rows_at_once).values()) for rows_at_once in (1, 8)]
+            fitting = [str(card) for card in CARDS if needed[0] < card * 1e9]
+            cards = ", ".join(fitting) or "several, by FSDP"
+            rows.append([shape.upper(), method, dtype, *(f"{size / 1e9:.0f}" for size in needed), cards])
+    return Table(["model", "method", "weights", "1 row", "8 rows", "cards"], rows, translated=0)
+
+
+def run_memory(config: PolyLMConfig, method: str, weight_bytes: int, rows: int) -> dict[str, int]:
+    options = TrainingOptions.from_dict({"method": method, "device_rows": rows})
+    complete = options.for_model(config.hidden_size, config.max_positions, small=False)
+    trained = config.parameters if method == "full" else adapter_parameters(config, complete.lora_rank)
+    return memory_needed(config, complete, trained, weight_bytes)
+
+
+def sources_table() -> Table:
+    uses = {True: "allowed", False: "forbidden", None: "unclear"}
+    rows = [
+        [
+            code(source.name),
+            f"{source.card_rows:,}" if source.card_rows else "",
+            source.files,
+            source.licence,
+            uses[source.commercial],
+            code(source.hub_id),
+        ]
+        for source in SOURCES.values()
+    ]
+    return Table(["name", "rows on the card", "files", "licence", "commercial use", "on ModelScope"], rows, translated=0)
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "commands": commands_table,
     "errors": errors_table,
@@ -235,7 +292,10 @@ TABLES: dict[str, Callable[[], Table]] = {
     "releases": releases_table,
     "serving": serving_table,
     "settings": settings_table,
+    "sources": sources_table,
     "speed": speed_table,
+    "training_memory": training_memory_table,
+    "training_options": training_options_table,
     "transformers_options": transformers_options_table,
     "vllm_options": vllm_options_table,
     "works": works_table,

@@ -68,4 +68,4 @@ def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
 
 def test_every_command_has_its_section() -> None:
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## polylm (\w+)$", page, re.MULTILINE) == list(commands())
+    assert re.findall(r"^## polylm ([\w-]+)$", page, re.MULTILINE) == list(commands())

@@ -50,7 +50,7 @@ class TrainingOptions:
     weight_decay: float = option(0.1, "Weight decay of AdamW; the paper's of pre-training.", minimum=0.0)
     residual: str = option(
         "float32",
-        "Precision of the residual stream: float32, as PolyLM was trained, or that of the weights, which is faster.",
+        "Precision of the residual stream: float32, as PolyLM was trained, or that of the weights.",
         choices=("float32", "weights"),
     )
     checkpointing: bool | None = option(
