@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 SMALL_MODEL = 50_000_000
 """Fewer parameters make a model whose activations need not be computed again."""
+ONLY_REPORTS = ("evaluate_every", "save_every", "log_every")
+"""Options that change nothing of what is learnt, so that a run may go on with others."""
 RUN, TOKENS, OUTPUT, LOCK = "run.json", "tokens", "output", ".lock"
+OWN_FILES = (RUN, TOKENS, OUTPUT, f"{OUTPUT}.partial", "runs", "checkpoint-*")
+"""What a run writes to its folder, and `force` removes."""
 SAMPLES = 2
 
 
@@ -131,6 +135,10 @@ class _Run:
             raise DependencyError(f"LoRA needs peft: install it with {install_command('train')}.")
         self.job, self.output = job, job.out / OUTPUT
         self.snapshot: Snapshot = open_snapshot(job.model, prompt_format=job.prompt_format, release=job.release)
+        if self.snapshot.adapter is not None:
+            raise OptionError(
+                f"{job.model} is an adapter: merge it first, with `polylm package {job.model} OUT`, and train OUT."
+            )
         self.prompt_format = known_format(self.snapshot.prompt_format)
         config = self.snapshot.config
         small = config.parameters < SMALL_MODEL
@@ -139,6 +147,8 @@ class _Run:
         self.device = _process_device(choose_device(job.device))
         self.dtype = choose_dtype(job.dtype, self.device)
         check_precision(self.dtype, self.device)
+        if self.dtype.itemsize == 2 and str(self.dtype) != "torch.bfloat16":
+            raise OptionError("PolyLM's activations and gradients overflow float16: train in bfloat16 or float32.")
         self.rows: RunRows
 
     def identity(self) -> dict[str, Any]:
@@ -151,7 +161,7 @@ class _Run:
             "prompt_format": self.prompt_format.name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "stages": [vars(stage) for stage in data.stages] if isinstance(data, Curriculum) else [],
-            **dataclasses.asdict(self.options),
+            **{name: value for name, value in dataclasses.asdict(self.options).items() if name not in ONLY_REPORTS},
         }
         return dict(json.loads(json.dumps(identity)))
 
@@ -162,12 +172,12 @@ class _Run:
             if not self.is_main:
                 return
             found = self._noted()
+            if found is None and (others := [path.name for path in self.job.out.iterdir() if path.name != LOCK]):
+                raise OptionError(f"{self.job.out} holds something else ({others[0]}): name an empty folder.")
+            if found is not None and not force:
+                self._check_same({name: found.get(name) for name in wanted}, wanted)
             if force:
                 self._clear()
-            elif found is None and (others := [path.name for path in self.job.out.iterdir() if path.name != LOCK]):
-                raise OptionError(f"{self.job.out} holds something else ({others[0]}): name an empty folder.")
-            elif found is not None:
-                self._check_same({name: found.get(name) for name in wanted}, wanted)
             self._note({**({} if force else found or {}), **wanted})
 
     def _check_same(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -203,11 +213,8 @@ class _Run:
         write_atomically(self.job.out / RUN, json.dumps(facts, indent=2) + "\n")
 
     def _clear(self) -> None:
-        for path in self.job.out.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
+        for path in [path for name in OWN_FILES for path in self.job.out.glob(name)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextlib.contextmanager
     def _main_first(self) -> Iterator[None]:

@@ -286,7 +286,31 @@ def test_a_folder_with_something_else(job: Job) -> None:
     (job.out / "thesis.txt").write_text("mine")
     with pytest.raises(OptionError, match=r"holds something else \(thesis\.txt\)"):
         finetune(job)
+    with pytest.raises(OptionError, match="holds something else"):
+        finetune(job, force=True)
     assert (job.out / "thesis.txt").read_text() == "mine"
+
+
+def test_force_removes_only_what_a_run_has_written(job: Job) -> None:
+    finetune(with_options(job, steps=1))
+    (job.out / "notes.txt").write_text("mine")
+    finetune(with_options(job, steps=1, seed=2), force=True)
+    assert (job.out / "notes.txt").read_text() == "mine"
+    assert json.loads((job.out / "run.json").read_text())["seed"] == 2
+
+
+def test_a_run_may_report_at_other_steps(job: Job) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        finetune(job, report=stop_after(3))
+    seen: list[int] = []
+    finetune(with_options(job, log_every=2, evaluate_every=7), report=lambda progress: seen.append(progress.step))
+    assert seen[-1] == 6
+
+
+def test_an_adapter_is_not_trained_further(job: Job, tmp_path: Path) -> None:
+    adapter = finetune(with_options(job, steps=1))
+    with pytest.raises(OptionError, match="is an adapter: merge it first"):
+        finetune(dataclasses.replace(job, model=adapter, out=tmp_path / "second"))
 
 
 def test_two_runs_into_one_folder(job: Job) -> None:
@@ -405,6 +429,9 @@ def test_a_curriculum(job: Job, tmp_path: Path) -> None:
         ({"model": Path("/none")}, SnapshotError, "does not exist"),
         ({"data": [DataSet(SOURCES["messages"], Path("/none.jsonl"))]}, InputError, "does not exist"),
         ({"device": "tpu"}, DeviceError, "Unknown device"),
+        pytest.param(
+            {"dtype": "float16"}, OptionError, "overflow float16", marks=pytest.mark.filterwarnings("ignore:float16")
+        ),
         ({"prompt_format": "chatml"}, OptionError, "chatml"),
     ],
 )
