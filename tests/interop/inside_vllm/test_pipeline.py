@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from modelscope.pipelines import pipeline
 from modelscope.utils.constant import Tasks
+from safetensors.torch import save_file
 
 import modelscope_polylm
 from modelscope_polylm.errors import DeviceError
+from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.packaging.cache import packages_folder
+from modelscope_polylm.snapshot import open_snapshot
 from tests.interop.inside_vllm.conftest import SMALL
 from tests.snapshots import build_snapshot
 
@@ -97,3 +102,34 @@ def test_after_closing_it_says_so(pipes: Any) -> None:
     pipes[0].model.generator.backend.close()
     with pytest.raises(DeviceError, match="has been stopped"):
         pipes[0](TEXTS[0], **GREEDY)
+
+
+def test_an_adapter_is_merged_into_a_package(package: Path, tmp_path: Path) -> None:
+    write_random_adapter(tmp_path / "adapter", package)
+    options: dict[str, Any] = {"device": "cpu", "adapter": tmp_path / "adapter"}
+    answers = []
+    settings: dict[str, Any]
+    for engine, settings in (("native", {}), ("vllm", SMALL)):
+        generator: Any = TextGenerator.load(package, backend=engine, **options, **settings)
+        chosen = generator.options({"num_beams": 1, "max_new_tokens": 12})
+        answers.append(generator.reply([generator.reader.read("Rome is", chosen)], chosen)[0].texts)
+        if engine == "vllm":
+            generator.backend.close()
+    plain = TextGenerator.load(package, device="cpu")
+    chosen = plain.options({"num_beams": 1, "max_new_tokens": 12})
+    assert answers[0] == answers[1] != plain.reply([plain.reader.read("Rome is", chosen)], chosen)[0].texts
+
+
+def write_random_adapter(folder: Path, base: Path) -> None:
+    """peft's folder of a random adapter of c_attn, without peft."""
+    config = open_snapshot(base).config
+    torch.manual_seed(0)
+    tensors = {}
+    for layer in range(config.layers):
+        name = f"base_model.model.transformer.h.{layer}.attn.c_attn"
+        tensors[f"{name}.lora_A.weight"] = torch.randn(2, config.hidden_size) * 0.1
+        tensors[f"{name}.lora_B.weight"] = torch.randn(3 * config.hidden_size, 2) * 0.1
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
