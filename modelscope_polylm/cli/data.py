@@ -6,13 +6,13 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from modelscope_polylm.errors import InputError, OptionError, suggestion
+from modelscope_polylm.errors import DownloadError, InputError, OptionError, suggestion
 from modelscope_polylm.files import write_atomically
 from modelscope_polylm.terminal.flags import JsonFlag
 from modelscope_polylm.terminal.output import console, is_terminal, write, write_error
@@ -65,7 +65,6 @@ def data(
 
 def parse_data_set(text: str) -> DataSet:
     """The data set of NAME=PATH, or of a NAME that ModelScope has. Raises InputError."""
-    from modelscope_polylm.hub.datasets import hub_rows
     from modelscope_polylm.training.prepare import DataSet
     from modelscope_polylm.training.sources import find_source
 
@@ -76,6 +75,31 @@ def parse_data_set(text: str) -> DataSet:
     if source.hub_id is None:
         raise InputError(f"ModelScope has no known copy of {name}: give its files, {name}=PATH ({source.files}).")
     return DataSet(source, rows=functools.partial(hub_rows, source.hub_id, source.languages))
+
+
+def hub_rows(dataset_id: str, languages: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Fetch a data set and yield language and row.
+
+    Args:
+        dataset_id: owner and name on ModelScope.
+        languages: names of its subsets, where each is one language; otherwise the language is "".
+
+    Raises:
+        DownloadError: the hub cannot be reached, or has no such data set.
+    """
+    from modelscope.msdatasets import MsDataset
+
+    for language in languages or ("",):
+        subset = {"subset_name": language} if language else {}
+        try:
+            rows = MsDataset.load(dataset_id, split="train", **subset)
+        except Exception as error:  # the client and `datasets` have many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DownloadError(
+                f"{dataset_id} cannot be fetched from ModelScope ({reason}): check the connection, or give its files."
+            ) from error
+        for row in rows:
+            yield language, row
 
 
 @contextlib.contextmanager

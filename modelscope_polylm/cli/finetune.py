@@ -49,7 +49,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The folder of the run; its result is in OUT/output.")],
     curriculum: Annotated[
         Path | None,
-        typer.Option(help="A YAML file with groups of data and the stages that mix them, in place of DATA."),
+        typer.Option(help="A YAML file with groups of data and the stages that mix them, instead of DATA."),
     ] = None,
     evaluation_data: Annotated[
         list[str] | None, typer.Option(help="Data to measure the loss on, as DATA; may be repeated.")

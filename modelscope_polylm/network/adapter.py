@@ -149,7 +149,7 @@ def _rank(settings: Mapping[str, Any], folder: Path) -> int:
 
 
 def _problems(shapes: Mapping[str, tuple[int, ...]], rank: int, config: PolyLMConfig) -> list[str]:
-    """A line for each tensor that this network has no place for."""
+    """A line for each tensor that does not fit this network."""
     declared, problems = declared_shapes(config), []
     for name, shape in shapes.items():
         found = TENSOR_NAME.fullmatch(name)

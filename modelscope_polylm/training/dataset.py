@@ -88,7 +88,7 @@ class RunRows:
         training: the rows in the order of the run.
         held_out: rows to evaluate, by language.
         held_out_records: how many records they hold.
-        fill: share of the places of distinct rows that hold tokens.
+        fill: how full the distinct rows are, from 0 to 1.
     """
 
     def __init__(

@@ -203,7 +203,7 @@ def tied_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     On a GPU Liger's fused kernel computes it where liger-kernel is installed.
 
     Args:
-        hidden: [positions, width] behind the final LayerNorm.
+        hidden: [positions, width] after the final LayerNorm.
         weight: [vocab, width], the embedding.
         targets: [positions] int64.
 

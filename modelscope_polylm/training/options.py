@@ -32,7 +32,7 @@ class TrainingOptions:
         None, "Peak learning rate; 1e-5, the paper's, if all weights learn, and 1e-4 for LoRA.", above=0.0
     )
     epochs: float = option(1.0, "How often the data are read.", above=0.0)
-    steps: int | None = option(None, "Optimizer steps, in place of epochs.", minimum=1)
+    steps: int | None = option(None, "Optimizer steps, instead of epochs.", minimum=1)
     batch_tokens: int | None = option(
         None, "Tokens of an optimizer step; 64 rows for 13B and 32 for smaller models, as in the paper.", minimum=1
     )

@@ -33,7 +33,7 @@ class Plan:
         counts: of records, examples and tokens, by group of data.
         rows: packed, that the run reads, repetitions included.
         held_out: records kept for evaluation.
-        fill: share of the rows' places that hold tokens.
+        fill: how full the rows are, from 0 to 1.
         steps, step_rows: optimizer steps, and rows of each.
         parameters, trained_parameters: numbers of the network, and those that learn.
         memory: bytes that a device needs, by what for; estimates.
@@ -160,7 +160,7 @@ def marked_sample(tokens: TokenFile, index: int, tokenizer: PolyLMTokenizer) -> 
 
 
 def _text(ids: list[int], targets: list[int], tokenizer: PolyLMTokenizer, learnt: bool) -> str:
-    """The text of tokens, with the end token spelt out where it is one or is learnt in place of one."""
+    """The text of tokens, with the end token spelt out, also where it is learnt and another token follows."""
     end = tokenizer.eos_token_id
     spelt = tokenizer.id_to_piece(end)
     if learnt and targets[-1] == end and ids[-1] != end:
