@@ -72,6 +72,7 @@ class CallMiddleware:
     def __init__(self, app: ASGIApp, page: Any) -> None:
         self._app, self._page = app, page
         self._listeners: Counter[str] = Counter()
+        self._checks: dict[str, asyncio.TimerHandle] = {}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -105,7 +106,10 @@ class CallMiddleware:
 
         await self._app(scope, replay, send)
         if scope["path"] == JOIN:
-            asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._drop_unheard, session)
+            if (earlier := self._checks.get(session)) is not None:
+                earlier.cancel()
+            check = asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._drop_unheard, session)
+            self._checks[session] = check
 
     def _session(self, body: bytes) -> str | None:
         """The session of a call; None if it has another form than the page's calls."""
@@ -118,6 +122,7 @@ class CallMiddleware:
             return None
 
     def _drop_unheard(self, session: str) -> None:
+        del self._checks[session]
         if not self._listeners[session]:
             task = asyncio.ensure_future(self._page._queue.clean_events(session_hash=session))
             task.add_done_callback(lambda _: self._page._queue.pending_messages_per_session.pop(session, None))

@@ -263,3 +263,15 @@ def test_a_call_that_somebody_listens_for_goes_on(
             assert next(lines) is not None
         assert slow.running == 1
     wait_for(lambda: slow.running == 0)  # the page was closed
+
+
+def test_a_later_call_has_its_own_time_for_a_listener(
+    client: httpx.Client, page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "LISTEN_SECONDS", 1.0)
+    assert client.post(JOIN, json=call(page, "Hello", "again")).status_code == 200
+    assert "done" in answered(client, "again")
+    time.sleep(0.8)
+    assert client.post(JOIN, json=call(page, "Hello", "again")).status_code == 200
+    time.sleep(0.5)
+    assert "done" in answered(client, "again")
