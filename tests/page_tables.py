@@ -279,7 +279,9 @@ def sources_table() -> Table:
         ]
         for source in SOURCES.values()
     ]
-    return Table(["name", "rows on the card", "files", "licence", "commercial use", "on ModelScope"], rows, translated=0)
+    return Table(
+        ["name", "rows on the card", "files", "licence", "commercial use", "on ModelScope"], rows, translated=0
+    )
 
 
 TABLES: dict[str, Callable[[], Table]] = {

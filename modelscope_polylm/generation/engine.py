@@ -1,7 +1,7 @@
 """The engine: one loop in which requests join a running batch, are computed together, and leave it.
 
-It runs in a thread of its own, which starts with the first request and ends when nothing is left to do. What a request
-gets does not depend on the requests next to it.
+It runs in a thread of its own, which starts with the first request and ends when nothing is left to do. A
+request shares the weights with those next to it, and nothing else.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ SECURITY_HEADERS = {
 MAX_VALUE = 1000
 """Characters of a value that does not come from a text box."""
 SESSION = re.compile(r"[\w-]{1,100}")
+EVENT = re.compile(rb'"event_id":\s*"([\w-]+)"')
 LISTEN_SECONDS = 5.0
 """A page listens at once for what it asked; a call without a listener is dropped after this time."""
 
@@ -72,7 +73,7 @@ class CallMiddleware:
     def __init__(self, app: ASGIApp, page: Any) -> None:
         self._app, self._page = app, page
         self._listeners: Counter[str] = Counter()
-        self._checks: dict[str, asyncio.TimerHandle] = {}
+        self._drops: set[asyncio.Future[None]] = set()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -104,12 +105,16 @@ class CallMiddleware:
         async def replay() -> Message:
             return pending.pop() if pending else await receive()
 
-        await self._app(scope, replay, send)
-        if scope["path"] == JOIN:
-            if (earlier := self._checks.get(session)) is not None:
-                earlier.cancel()
-            check = asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._drop_unheard, session)
-            self._checks[session] = check
+        answer = bytearray()
+
+        async def send_noting(message: Message) -> None:
+            answer.extend(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, replay, send_noting)
+        if scope["path"] == JOIN and (found := EVENT.search(answer)) is not None:
+            event = found[1].decode()
+            asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._drop_unheard, session, event)
 
     def _session(self, body: bytes) -> str | None:
         """The session of a call; None if it has another form than the page's calls."""
@@ -121,11 +126,19 @@ class CallMiddleware:
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
 
-    def _drop_unheard(self, session: str) -> None:
-        del self._checks[session]
+    def _drop_unheard(self, session: str, event: str) -> None:
         if not self._listeners[session]:
-            task = asyncio.ensure_future(self._page._queue.clean_events(session_hash=session))
-            task.add_done_callback(lambda _: self._page._queue.pending_messages_per_session.pop(session, None))
+            self._drops.add(drop := asyncio.ensure_future(self._drop(session, event)))
+            drop.add_done_callback(self._drops.discard)
+
+    async def _drop(self, session: str, event: str) -> None:
+        queue = self._page._queue
+        await queue.clean_events(event_id=event)
+        pending = queue.pending_event_ids_session.get(session, set())
+        pending.discard(event)
+        if not pending:
+            queue.pending_event_ids_session.pop(session, None)
+            queue.pending_messages_per_session.pop(session, None)
 
 
 def _is_value_of(component: Any, value: Any) -> bool:

@@ -19,5 +19,5 @@ def test_a_system_message_is_refused_or_prepended(pipe: PolyLMTextGenerationPipe
     prepended = pipe({"messages": MESSAGES}, system_message="prepend", **GREEDY)
     assert prepended == pipe([{"role": "user", "content": "Be brief.\n\nHi"}], **GREEDY)
     assert pipe([MESSAGES], system_message="prepend", **GREEDY) == [prepended]
-    with pytest.raises(OptionError, match="system_message='ignore' must be one of refuse, prepend"):
+    with pytest.raises(OptionError, match="system_message='ignore' is not one of 'refuse', 'prepend'"):
         pipe(MESSAGES, system_message="ignore", **GREEDY)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from modelscope_polylm.network.kernels.dispatch import multiprocessors, shared_memory
+from modelscope_polylm.network.kernels.dispatch import multiprocessors, settings, shared_memory
 
 MAX_ROWS = 64
 """Rows up to which our products are faster than the library's; beyond, ours only stand in where its sums are cut."""
@@ -95,7 +95,7 @@ def choose_linear(
     rows: int, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
 ) -> VectorConfig | MatrixConfig:
     """The kernel for x [rows, inputs] @ weight [outputs, inputs]."""
-    if dtype == torch.float32:
+    if dtype == torch.float32 or (rows <= 2 and not settings.deterministic):
         return VectorConfig(_power_of_two(rows, 1, 8), block_n=4, block_k=1024, warps=4)
     table = MATRIX_BLOCKS[_projection(outputs, inputs)]
     blocks = next((blocks for most, blocks in table if rows <= most), MANY_ROWS)

@@ -1,7 +1,7 @@
 """Linear layers: bias, GELU or the residual sum are part of the product's kernel where rows are few.
 
-On CUDA with compute capability 9.0, in bf16 and fp32, a row's result does not depend by a single bit on the number of
-rows: our kernels never cut a sum, and the library's products take over where they give the same bits.
+With `KernelSettings.deterministic`, on CUDA with compute capability 9.0, a row's result does not depend by a single bit
+on the number of rows: our kernels never cut a sum, and the library's products take over where they give the same bits.
 """
 
 from __future__ import annotations

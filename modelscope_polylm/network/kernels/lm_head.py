@@ -1,7 +1,7 @@
 """LM head: logits over the vocabulary, or at once the best tokens and the log-sum-exp.
 
-On CUDA with compute capability 9.0, in bf16 and fp32, a row's result does not depend by a single bit on the number of
-rows or on how many tokens are asked for.
+On CUDA with compute capability 9.0, in bf16, a row's result does not depend by a single bit on the number of rows or on
+how many tokens are asked for.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from modelscope_polylm.network.kernels import configs
-from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig
+from modelscope_polylm.network.kernels.configs import AttentionConfig, MatrixConfig, VectorConfig
+from modelscope_polylm.network.kernels.dispatch import settings
 
 CPU = torch.device("cpu")
 # bytes of shared memory that one program may have
@@ -32,7 +33,9 @@ def room(request, monkeypatch):
 def test_every_row_count_has_a_projection_kernel_that_fits(rows, width, room):
     for name, (outputs, inputs) in projections(width).items():
         config = configs.choose_linear(rows, outputs, inputs, torch.bfloat16, CPU)
-        assert isinstance(config, MatrixConfig)
+        assert isinstance(config, VectorConfig if rows <= 2 else MatrixConfig)
+        if isinstance(config, VectorConfig):
+            continue
         assert config.shared_bytes <= room, f"{name}, {rows} rows"
         assert config.stages >= 2 and config.block_k >= 32
         assert config.block_m >= min(rows, 128)
@@ -50,6 +53,12 @@ def test_every_row_count_has_a_projection_kernel_that_fits(rows, width, room):
 def test_less_shared_memory_takes_fewer_stages(card, rows, expected, monkeypatch):
     monkeypatch.setattr(configs, "shared_memory", lambda device: CARDS[card])
     assert configs.choose_linear(rows, *projections(5120)["attn.c_proj"], torch.bfloat16, CPU) == expected
+
+
+def test_few_rows_of_16_bits_take_multiply_adds_unless_bits_must_be_equal(monkeypatch):
+    assert configs.choose_linear(2, 5120, 5120, torch.bfloat16, CPU) == VectorConfig(2, 4, 1024, 4)
+    monkeypatch.setattr(settings, "deterministic", True)
+    assert isinstance(configs.choose_linear(2, 5120, 5120, torch.bfloat16, CPU), MatrixConfig)
 
 
 def test_bits_depend_on_nothing_that_the_rows_change():

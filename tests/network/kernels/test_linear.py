@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, choose_linear
-from modelscope_polylm.network.kernels.dispatch import kernel_settings
+from modelscope_polylm.network.kernels.dispatch import kernel_settings, settings
 from modelscope_polylm.network.kernels.linear import add_product_, add_product_reference_, linear, linear_reference
 from tests.network.kernels.random_tensors import random, relative_error
 
@@ -59,15 +59,15 @@ def test_torch_runs_where_kernels_do_not(rows):
 
 
 # the projections of 13B and 1.7B, and of a small network
-SIZES = [
-    (outputs * width, inputs * width) for width in (5120, 2048, 256) for outputs, inputs in ((3, 1), (1, 1), (4, 1), (1, 4))
-]  # fmt: skip
+PROPORTIONS = ((3, 1), (1, 1), (4, 1), (1, 4))
+SIZES = [(outputs * width, inputs * width) for width in (5120, 2048, 256) for outputs, inputs in PROPORTIONS]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_number_of_rows_gives_the_same_bits_on_a_device(size, dtype):
+def test_every_number_of_rows_gives_the_same_bits_on_a_device(size, dtype, monkeypatch):
+    monkeypatch.setattr(settings, "deterministic", True)
     outputs, inputs = size
     device = torch.device("cuda")
     x, weight, bias = arguments(2304 if dtype == torch.bfloat16 else 300, outputs, inputs, dtype, device)
