@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the kernels run; the twins give the expected values."""
+    """Where the kernels run; the references give the expected values."""
     if not triton_available():
         pytest.skip("triton is not installed")
     if request.param == "cuda" and not torch.cuda.is_available():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from modelscope_polylm.network.kernels.attention import decode_attention, decode_attention_reference
-from modelscope_polylm.network.kernels.dispatch import kernel_settings
+from modelscope_polylm.network.kernels.configs import AttentionConfig, key_block
+from modelscope_polylm.network.kernels.dispatch import counters, kernel_settings
 from tests.network.kernels.random_tensors import random, relative_error
 
 HEADS, HEAD_DIM, TABLE = 2, 16, 160
@@ -67,6 +68,41 @@ class Arguments:
     def new_slots(self):
         """The slots of the rows' new tokens."""
         return [int(self.table[row, self.lengths[row]]) for row in self.rows]
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_agrees_with_the_definition(case, splits, device, dtype, tolerance):
+    arguments = Arguments(case, dtype, device)
+    expected, keys, values = arguments.exact(), arguments.keys.clone(), arguments.values.clone()
+    result = decode_attention(*arguments, AttentionConfig(key_block(dtype), 4, splits, splits))
+    assert relative_error(result, expected) < tolerance
+    new = arguments.qkv.view(len(result), 3, HEADS, -1).permute(1, 2, 0, 3)
+    keys[:, arguments.new_slots()], values[:, arguments.new_slots()] = new[1], new[2]
+    assert torch.equal(arguments.keys, keys) and torch.equal(arguments.values, values)
+    assert not counters(arguments.qkv.device).any()
+
+
+@pytest.mark.parametrize("case", ["ragged rows", "beams with a long prompt", "mixed groups"])
+def test_neither_groups_nor_splits_change_a_bit(case, device, dtype):
+    arguments = Arguments(case, dtype, device)
+    results = [
+        decode_attention(*arguments, AttentionConfig(key_block(dtype), 4, splits, splits)) for splits in (1, 2, 5)
+    ]
+    rows = torch.arange(len(results[0]), dtype=torch.int32)
+    arguments.groups = torch.stack([rows, torch.ones_like(rows)], 1)
+    results.append(decode_attention(*arguments, AttentionConfig(key_block(dtype), 4, 1, 1)))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_kernel_leaves_rows_in_no_group_alone(device):
+    arguments = Arguments([(2, 5, 1), (3, 7, 1), (4, 4, 1)], torch.float32, device)
+    expected, before = arguments.exact(), arguments.keys.clone()
+    arguments.groups[1, 1] = 0
+    result = decode_attention(*arguments)
+    changed = (arguments.keys != before).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == sorted(arguments.new_slots()[row] for row in (0, 2))
+    assert relative_error(result[[0, 2]], expected[[0, 2]]) < 2e-6
 
 
 @pytest.mark.parametrize("contiguous", [False, True])

@@ -23,7 +23,7 @@ def test_unknown_mode_is_refused():
         pass
 
 
-def test_cpu_tensors_take_the_twin():
+def test_cpu_tensors_take_the_reference():
     with dispatch.kernel_settings("auto"):
         assert not dispatch.uses_triton(torch.zeros(2))
 
@@ -36,7 +36,8 @@ def test_wrong_environment_is_refused():
 
 def test_public_modules_do_not_import_triton():
     program = (
-        "import sys; from modelscope_polylm.network.kernels import attention, layer_norm, linear, output; "
+        "import sys; from modelscope_polylm.network.kernels import attention, layer_norm, linear, lm_head; "
+        "from modelscope_polylm.network.kernels import prefill_attention; "
         "sys.exit('triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

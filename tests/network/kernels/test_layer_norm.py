@@ -9,7 +9,7 @@ from tests.network.kernels.random_tensors import random, relative_error
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100)])
-def test_kernel_agrees_with_the_twin(rows, width, device, dtype, tolerance):
+def test_kernel_agrees_with_the_reference(rows, width, device, dtype, tolerance):
     x = random(rows, width, device=device, scale=3.0) + 5.0
     weight, bias = random(width, dtype=dtype, device=device), random(width, dtype=dtype, device=device)
     nothing = torch.zeros(width, device=device)
@@ -18,12 +18,12 @@ def test_kernel_agrees_with_the_twin(rows, width, device, dtype, tolerance):
     assert relative_error(result, layer_norm_reference(x, weight.float(), bias.float(), 1e-5, nothing)) < tolerance
 
 
-def test_shift_before_the_norm(device, dtype, tolerance):
-    x, shift = random(3, 100, device=device), random(100, device=device, scale=4.0)
+def test_deferred_bias_before_the_norm(device, dtype, tolerance):
+    x, deferred_bias = random(3, 100, device=device), random(100, device=device, scale=4.0)
     weight, bias = random(100, dtype=dtype, device=device), random(100, dtype=dtype, device=device)
-    nothing = torch.zeros_like(shift)
-    before, expected = x.clone(), layer_norm_reference(x + shift, weight.float(), bias.float(), 1e-5, nothing)
-    assert relative_error(layer_norm(x, weight, bias, 1e-5, shift), expected) < tolerance
+    nothing = torch.zeros_like(deferred_bias)
+    before, expected = x.clone(), layer_norm_reference(x + deferred_bias, weight.float(), bias.float(), 1e-5, nothing)
+    assert relative_error(layer_norm(x, weight, bias, 1e-5, deferred_bias), expected) < tolerance
     assert torch.equal(x, before)
 
 
@@ -32,7 +32,7 @@ def test_epsilon_decides_where_the_variance_vanishes(device):
     assert torch.equal(layer_norm(x, one, 2 * one, 1e-5, 0 * one), 2 * one[None])
 
 
-def test_twin_takes_statistics_in_fp32():
+def test_reference_takes_statistics_in_fp32():
     x = torch.randn(2, 64) + 300.0
     exact = torch.nn.functional.layer_norm(x.double(), (64,))
     with kernel_settings("torch"):

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modelscope_polylm.network.kernels.prefill_attention import prefill_attention_reference
+from modelscope_polylm.network.kernels.attention import decode_attention
+from modelscope_polylm.network.kernels.configs import AttentionConfig, key_block
+from modelscope_polylm.network.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from tests.network.kernels.random_tensors import random, relative_error
 
 HEADS, HEAD_DIM, TABLE = 2, 32, 200
@@ -55,6 +57,53 @@ class Arguments:
         used = slice(self.firsts[0], None)
         assert relative_error(result[used], self.answer[0][used]) < tolerance
         assert torch.equal(self.keys, self.answer[1]) and torch.equal(self.values, self.answer[2])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_agrees_with_the_definition(case, device, dtype, tolerance):
+    arguments = Arguments(case, dtype, device, gap=3)
+    arguments.answer = arguments.expected()
+    arguments.check(prefill_attention(*arguments), tolerance)
+
+
+@pytest.mark.parametrize("case", ["prompts of several tiles", "everything"])
+def test_decoding_gives_the_same_bits(case, device, dtype):
+    arguments = Arguments(case, dtype, device)
+    result, (qkv, keys, values, table, _) = prefill_attention(*arguments), arguments
+    kept, block = (keys.clone(), values.clone()), key_block(dtype)
+    for row, first, (cached, new) in zip(arguments.rows, arguments.firsts, arguments.segments, strict=True):
+        # some of the segment's tokens, each as the last of a row of its own
+        chosen = torch.arange(0, new, 13, dtype=torch.int32, device=device)
+        numbers = torch.arange(len(chosen), dtype=torch.int32, device=device)
+        groups = torch.stack([numbers, torch.ones_like(numbers)], 1)
+        tables, zeros = table[row].expand(len(chosen), -1).contiguous(), torch.zeros_like(numbers)
+        state = (tables, numbers, cached + chosen, zeros, groups)
+        decoded = decode_attention(qkv[first + chosen], keys, values, *state, AttentionConfig(block, 4, 1, 1))
+        assert torch.equal(decoded, result[first + chosen])
+    assert torch.equal(keys, kept[0]) and torch.equal(values, kept[1])
+
+
+def test_cutting_a_segment_into_calls_changes_no_bit(device, dtype):
+    whole = Arguments([(0, 150)], dtype, device)
+    expected = prefill_attention(*whole)
+    qkv, keys, values, table, _ = whole
+    keys, values = keys.clone().zero_(), values.clone().zero_()
+    parts = []
+    for begin, end in ((0, 1), (1, 40), (40, 104), (104, 150)):
+        tiles = [[0, i - begin, i, min(64, end - i)] for i in range(begin, end, 64)]
+        tiles = torch.tensor(tiles, dtype=torch.int32, device=device)
+        parts.append(prefill_attention(qkv[begin:end].contiguous(), keys, values, table, tiles))
+    assert torch.equal(torch.cat(parts), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("segments", [[(0, 1920)], [(0, 128)] * 64, [(700, 300), (0, 1), (64, 640)]], ids=str)
+def test_default_blocks_on_a_device(segments, dtype, monkeypatch):
+    monkeypatch.setitem(globals(), "TABLE", 1984)
+    arguments = Arguments(segments, dtype, torch.device("cuda"), head_dim=128)
+    arguments.answer = arguments.expected()
+    arguments.check(prefill_attention(*arguments), 4e-3 if dtype == torch.bfloat16 else 2e-6)
 
 
 @pytest.mark.parametrize("contiguous", [False, True])
