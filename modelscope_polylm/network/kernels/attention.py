@@ -26,12 +26,12 @@ def decode_attention_reference(
     prompt_lengths: Tensor, groups: Tensor,
 ) -> Tensor:  # fmt: skip
     """Compute `decode_attention` in plain torch; rows that share a prompt read it once each."""
-    # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [n, 2] -> [n, D]
+    # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [m, 2] -> [n, D]
     query, key, value = qkv.view(len(qkv), 3, len(key_cache), -1).unbind(1)
     table, used_lengths = slot_table[rows], lengths[rows]
     new = table.gather(1, used_lengths[:, None].long())[:, 0].long()
     if qkv.is_cuda or int(groups[:, 1].sum()) < len(qkv):
-        source = _rows_in_groups(groups)
+        source = _rows_in_groups(groups, len(qkv))
         new, key, value = new[source], key[source], value[source]
     key_cache.index_copy_(1, new, key.transpose(0, 1))
     value_cache.index_copy_(1, new, value.transpose(0, 1))
@@ -61,7 +61,7 @@ def decode_attention(
         rows: [n] int32, the state row of each compact row.
         lengths: [R] int32, positions cached before this call.
         prompt_lengths: [R] int32.
-        groups: [n, 2] int32, (first compact row, size 1..16) of consecutive compact rows that share a prompt; size 0
+        groups: [m, 2] int32, (first compact row, size 1..16) of consecutive compact rows that share a prompt; size 0
             marks an unused entry. Rows of a group have equal lengths, equal prompt lengths and equal slots before
             the prompt length. Each compact row is in at most one group; for a row in none, nothing is stored and its
             result is undefined. A row's result does not depend on its group by a single bit.
@@ -69,7 +69,7 @@ def decode_attention(
     Returns:
         [n, D] in the dtype of qkv. Softmax in fp32, scale 1 / sqrt(head_dim).
     """
-    # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [n, 2] -> [n, D]
+    # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [m, 2] -> [n, D]
     state = (slot_table, rows, lengths, prompt_lengths, groups)
     if not fits_kernels(key_cache) or not uses_triton(qkv, key_cache, value_cache, *state):
         return decode_attention_reference(qkv, key_cache, value_cache, *state)
@@ -98,9 +98,9 @@ def cached(cache: Tensor, slots: Tensor) -> Tensor:
     return cache[:, slots]
 
 
-def _rows_in_groups(groups: Tensor) -> Tensor:
-    # [n, 2] -> [n], each compact row that is in a group, and a used one in place of each that is not
-    position = torch.arange(len(groups), device=groups.device)
+def _rows_in_groups(groups: Tensor, count: int) -> Tensor:
+    # [m, 2] -> [count], each compact row that is in a group, and a used one in place of each that is not
+    position = torch.arange(count, device=groups.device)
     first, size = groups.unbind(1)
     used = ((position[:, None] >= first) & (position[:, None] < first + size)).any(1)
     return torch.where(used, position, first[size.argmax()])

@@ -139,6 +139,17 @@ def test_rows_in_no_group_are_not_stored(unused):
     assert relative_error(result[used], expected[used]) < 2e-6
 
 
+def test_reference_takes_fewer_groups_than_rows():
+    arguments = Arguments([(2, 5, 3), (3, 7, 2)], torch.float32, CPU)
+    arguments.groups[1, 1] = 1
+    expected, before = arguments.exact(), arguments.keys.clone()
+    arguments.groups = arguments.groups[:2]
+    result = decode_attention_reference(*arguments)
+    changed = (arguments.keys != before).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == sorted(arguments.new_slots()[:4])
+    assert relative_error(result[:4], expected[:4]) < 2e-6
+
+
 def test_reference_keeps_softmax_in_fp32_for_bf16():
     arguments = Arguments("one row", torch.bfloat16, CPU)
     expected = arguments.exact()
