@@ -162,7 +162,8 @@ def choose_prefill_attention(dtype: torch.dtype) -> PrefillAttentionConfig:
 def choose_lm_head(rows: int, dtype: torch.dtype, device: torch.device) -> VectorConfig | MatrixConfig:
     """The kernel for hidden [rows, D] @ embedding [V, D]; a tile holds many more tokens than it keeps."""
     if dtype == torch.float32:
-        return VectorConfig(_power_of_two(rows, 2, 4), block_n=16, block_k=256, warps=4)
+        # one shape for all numbers of rows: two rows at once gave other bits than four
+        return VectorConfig(block_m=4, block_n=16, block_k=256, warps=4)
     # what many rows keep of a tile is sorted out by more warps
     blocks = (128, 128, 4, 4) if rows <= 32 else (128, 64, 8, 4)
     return _fitting(MatrixConfig(_power_of_two(rows, 16, 64), *blocks), device)
