@@ -79,6 +79,8 @@ class PrefillAttentionConfig:
     stages: int
 
 
+LM_HEAD_TILE = 128
+"""Tokens of a tile of the LM head in 16 bits, for all numbers of rows: a log-sum-exp is taken of each tile first."""
 Blocks = tuple[int, int, int, int]
 
 # most rows, and block_n, block_k, warps and stages up to there; projections are told apart by their proportions
@@ -165,5 +167,5 @@ def choose_lm_head(rows: int, dtype: torch.dtype, device: torch.device) -> Vecto
         # one shape for all numbers of rows: two rows at once gave other bits than four
         return VectorConfig(block_m=4, block_n=16, block_k=256, warps=4)
     # what many rows keep of a tile is sorted out by more warps
-    blocks = (128, 128, 4, 4) if rows <= 32 else (128, 64, 8, 4)
-    return _fitting(MatrixConfig(_power_of_two(rows, 16, 64), *blocks), device)
+    rest = (128, 4, 4) if rows <= 32 else (64, 8, 4)
+    return _fitting(MatrixConfig(_power_of_two(rows, 16, 64), LM_HEAD_TILE, *rest), device)

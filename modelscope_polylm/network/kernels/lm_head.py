@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig, choose_lm_head
+from modelscope_polylm.network.kernels.configs import (
+    MAX_ROWS,
+    MatrixConfig,
+    VectorConfig,
+    choose_lm_head,
+    library_is_equal,
+)
 from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 MAX_TOP = 16
@@ -49,6 +55,10 @@ def lm_head_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: 
     from modelscope_polylm.network.kernels.lm_head_triton import launch_logits
 
     with torch.cuda.device_of(hidden):
+        if config is None and _prefers_library(hidden, embedding):
+            logits = torch.mm(hidden, embedding.t(), out_dtype=torch.float32)
+            logits[:, vocab_limit:] = float("-inf")
+            return logits
         return launch_logits(hidden, embedding, vocab_limit, config or _choose(hidden, embedding))
 
 
@@ -58,21 +68,31 @@ def lm_head_topk(
     """Each row's k best tokens, best first, and the log-sum-exp over all tokens below `vocab_limit`.
 
     Returns values [R, k] fp32 (logits), ids [R, k] int32 (of equal logits the lower id comes first) and [R] fp32. The
-    kernels (1 <= k <= 16, CUDA) never write the logits; where fewer than k tokens exist, they fill up with -inf and
-    id 0. A row with a logit that is not a number has a log-sum-exp that is none either.
+    kernels (1 <= k <= 16, CUDA) do not write the logits of up to 64 rows; where fewer than k tokens exist, they fill up
+    with -inf and id 0. A row with a logit that is not a number has a log-sum-exp that is none either.
     """
     # hidden: [R, D], embedding: [V, D] -> values, ids: [R, k], log-sum-exp: [R]
     if not _fits_kernels(hidden, embedding) or k > MAX_TOP:
         return lm_head_topk_reference(hidden, embedding, k, vocab_limit)
-    from modelscope_polylm.network.kernels.lm_head_triton import launch_topk
+    from modelscope_polylm.network.kernels.lm_head_triton import launch_topk, launch_topk_of_logits
 
     with torch.cuda.device_of(hidden):
+        if config is None and _prefers_library(hidden, embedding):
+            logits = torch.mm(hidden, embedding.t(), out_dtype=torch.float32)
+            return launch_topk_of_logits(logits, k, vocab_limit)
         return launch_topk(hidden, embedding, k, vocab_limit, config or _choose(hidden, embedding))
 
 
 def _fits_kernels(hidden: Tensor, embedding: Tensor) -> bool:
     # hidden: [R, D]; tensor descriptors need rows of whole 16 bytes
     return len(hidden) > 0 and hidden.shape[1] % 16 == 0 and uses_triton(hidden, embedding)
+
+
+def _prefers_library(hidden: Tensor, embedding: Tensor) -> bool:
+    # hidden: [R, D], embedding: [V, D]
+    rows, (tokens, inputs) = len(hidden), embedding.shape
+    few = rows <= MAX_ROWS or not hidden.is_cuda
+    return not few and embedding.dtype.itemsize == 2 and library_is_equal(rows, tokens, inputs)
 
 
 def _choose(hidden: Tensor, embedding: Tensor) -> Config:

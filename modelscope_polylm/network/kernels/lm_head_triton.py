@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
+from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
 from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_tile, vector_tile
 from modelscope_polylm.network.kernels.sums_triton import exact_sum
@@ -18,6 +18,8 @@ from modelscope_polylm.network.kernels.sums_triton import exact_sum
 EMPTY = tl.constexpr((0x807FFFFF - (1 << 32)) << 32)
 REDUCED = 64
 """Tiles that one program of `reduce_kernel` reads, whatever is kept of them: sums are then cut at the same places."""
+READ_ROWS = 16
+"""Rows of logits that a program reads at once."""
 
 
 @triton.jit
@@ -71,23 +73,44 @@ def logits_tile(
 
 
 @triton.jit
-def candidates_kernel(
-    values, ids, sums, limit, hidden, embedding, R, V,
-    K: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
+def keep_candidates(
+    logits, values, ids, sums, limit, first_row, tile, tiles, R,
+    TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    # values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile; hidden, embedding: see `logits_tile`
-    # the programs that read the same tile of the embedding run one after the other
-    tile, tiles = tl.program_id(1), tl.num_programs(1)
-    first_row, first = tl.program_id(0) * ROWS, tile * BLOCK_N
-    logits = logits_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
-    token = (first + tl.arange(0, BLOCK_N))[None, :]
-    row = first_row + tl.arange(0, ROWS)
+    # logits: [ROWS, BLOCK_N] of a tile -> values, ids: [R, tiles, TOP], sums: [R, tiles] log-sum-exp of each tile
+    token, row = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[None, :], first_row + tl.arange(0, ROWS)
     # every tile begins below the limit, so the maximum is finite
     logits = tl.where(token < limit, logits, float("-inf"))
     tl.store(sums + row * tiles + tile, log_sum_exp(logits, BLOCK_N), mask=row < R)
     place = (row * tiles + tile) * TOP
     store_best(sort_keys(logits, token), values + place, ids + place, row < R, TOP)
+
+
+@triton.jit
+def candidates_kernel(
+    values, ids, sums, limit, hidden, embedding, R, V,
+    K: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # values, ids, sums: see `keep_candidates`; hidden, embedding: see `logits_tile`
+    # the programs that read the same tile of the embedding run one after the other
+    first_row, tile = tl.program_id(0) * ROWS, tl.program_id(1)
+    logits = logits_tile(hidden, embedding, first_row, tile * BLOCK_N, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
+    keep_candidates(logits, values, ids, sums, limit, first_row, tile, tl.num_programs(1), R, TOP, ROWS, BLOCK_N)
+
+
+@triton.jit
+def logits_candidates_kernel(
+    values, ids, sums, limit, logits, R, V,
+    TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # logits: [R, V] fp32; values, ids, sums: see `keep_candidates`
+    first_row, tile = tl.program_id(0) * ROWS, tl.program_id(1)
+    admit_next(OVERLAP)
+    wait_for_previous(OVERLAP)
+    row, token = first_row + tl.arange(0, ROWS)[:, None], tile * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    block = tl.load(logits + row.to(tl.int64) * V + token, mask=(row < R) & (token < V), other=0.0)
+    keep_candidates(block, values, ids, sums, limit, first_row, tile, tl.num_programs(1), R, TOP, ROWS, BLOCK_N)
 
 
 @triton.jit
@@ -144,17 +167,34 @@ def launch_topk(
     hidden: Tensor, embedding: Tensor, top: int, limit: int, config: VectorConfig | MatrixConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     # hidden: [R, K], embedding: [V, K] -> values, ids: [R, top], log-sum-exp: [R]
-    rows, device = hidden.shape[0], hidden.device
-    tiles = triton.cdiv(limit, config.block_n)
-    results = _room(rows, tiles, top, device)
+    rows, tiles = hidden.shape[0], triton.cdiv(limit, config.block_n)
+    results = _room(rows, tiles, top, hidden.device)
     grid = (triton.cdiv(rows, config.block_m), tiles)
     candidates_kernel[grid](*results, limit, TOP=top, **_arguments(hidden, embedding, config))
+    return _reduced(results, top)
+
+
+def launch_topk_of_logits(logits: Tensor, top: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    # logits: [R, V] fp32 -> as `launch_topk`
+    rows, tiles = logits.shape[0], triton.cdiv(limit, LM_HEAD_TILE)
+    results = _room(rows, tiles, top, logits.device)
+    logits_candidates_kernel[(triton.cdiv(rows, READ_ROWS), tiles)](
+        *results, limit, logits, *logits.shape,
+        TOP=top, ROWS=READ_ROWS, BLOCK_N=LM_HEAD_TILE, **launch_options(logits.device, 4),
+    )  # fmt: skip
+    return _reduced(results, top)
+
+
+def _reduced(results: tuple[Tensor, Tensor, Tensor], top: int) -> tuple[Tensor, Tensor, Tensor]:
+    # values, ids: [R, tiles, top], log-sum-exp: [R, tiles] -> [R, top], [R, top], [R]
+    rows, tiles = results[2].shape
     while tiles > 1:
         blocks = triton.cdiv(tiles, REDUCED)
-        reduced = _room(rows, blocks, top, device)
+        reduced = _room(rows, blocks, top, results[2].device)
         reduce_kernel[(blocks, rows)](
             *results, *reduced, tiles,
-            TOP=top, BLOCK=REDUCED, WIDTH=triton.next_power_of_2(REDUCED * top), **launch_options(device, 4),
+            TOP=top, BLOCK=REDUCED, WIDTH=triton.next_power_of_2(REDUCED * top),
+            **launch_options(results[2].device, 4),
         )  # fmt: skip
         results, tiles = reduced, blocks
     values, ids, sums = results

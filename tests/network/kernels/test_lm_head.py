@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
+from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import kernel_settings
 from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk, lm_head_topk_reference
 from tests.network.kernels.random_tensors import random, relative_error
@@ -77,6 +77,16 @@ def test_the_log_sum_exp_does_not_depend_on_the_tokens_asked_for(device):
     hidden, embedding = arguments(3, torch.float16, device)
     sums = [lm_head_topk(hidden, embedding, k, VOCAB, CONFIGS[1])[2] for k in (1, 2, 8, 16)]
     assert all(torch.equal(sums[0], other) for other in sums)
+
+
+def test_candidates_of_given_logits_are_the_same(device):
+    from modelscope_polylm.network.kernels.lm_head_triton import launch_topk_of_logits
+
+    hidden, embedding = arguments(18, torch.float16, device)
+    config = MatrixConfig(block_m=16, block_n=LM_HEAD_TILE, block_k=32, warps=4, stages=2)
+    expected = lm_head_topk(hidden, embedding, 5, 140, config)
+    found = launch_topk_of_logits(lm_head_logits(hidden, embedding, 140, config), 5, 140)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_references_agree_with_log_softmax():
