@@ -16,6 +16,9 @@ from modelscope_polylm.network.kernels.dispatch import multiprocessors, settings
 MAX_ROWS = 64
 """Rows up to which our products are faster than the library's; beyond, ours only stand in where its sums are cut."""
 
+MAX_FP32_ROWS, MAX_FP32_LM_HEAD_ROWS = 8, 4
+"""The same in fp32, where the library is only left out for more rows if results must be deterministic."""
+
 
 @dataclass(frozen=True)
 class VectorConfig:

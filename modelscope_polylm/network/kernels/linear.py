@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelscope_polylm.network.kernels.configs import (
+    MAX_FP32_ROWS,
     MAX_ROWS,
     MatrixConfig,
     VectorConfig,
@@ -83,9 +84,12 @@ def _fits_kernels(x: Tensor, weight: Tensor, other: Tensor) -> bool:
 def _prefers_library(x: Tensor, weight: Tensor) -> bool:
     # x: [R, K], weight: [N, K]
     rows, (outputs, inputs) = len(x), weight.shape
-    if rows <= MAX_ROWS or not x.is_cuda:
+    half = x.dtype.itemsize == 2
+    if not x.is_cuda:
         return False
-    return not settings.deterministic or (x.dtype.itemsize == 2 and library_is_equal(rows, outputs, inputs))
+    if not settings.deterministic:
+        return rows > (MAX_ROWS if half else MAX_FP32_ROWS)
+    return rows > MAX_ROWS and half and library_is_equal(rows, outputs, inputs)
 
 
 def _choose(x: Tensor, weight: Tensor) -> Config:

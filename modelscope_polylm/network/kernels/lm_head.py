@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelscope_polylm.network.kernels.configs import (
+    MAX_FP32_LM_HEAD_ROWS,
     MAX_ROWS,
     MatrixConfig,
     VectorConfig,
     choose_lm_head,
     library_is_equal,
 )
-from modelscope_polylm.network.kernels.dispatch import uses_triton
+from modelscope_polylm.network.kernels.dispatch import settings, uses_triton
 
 MAX_TOP = 16
 Config = VectorConfig | MatrixConfig
@@ -85,7 +86,11 @@ def lm_head_topk(
 
 def _fits_kernels(hidden: Tensor, embedding: Tensor) -> bool:
     # hidden: [R, D]; tensor descriptors need rows of whole 16 bytes
-    return len(hidden) > 0 and hidden.shape[1] % 16 == 0 and uses_triton(hidden, embedding)
+    if hidden.is_cuda and embedding.dtype.itemsize == 4 and not settings.deterministic:
+        few = 1 <= len(hidden) <= MAX_FP32_LM_HEAD_ROWS
+    else:
+        few = len(hidden) > 0
+    return few and hidden.shape[1] % 16 == 0 and uses_triton(hidden, embedding)
 
 
 def _prefers_library(hidden: Tensor, embedding: Tensor) -> bool:
