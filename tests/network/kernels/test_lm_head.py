@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, VectorConfig
-from modelscope_polylm.network.kernels.dispatch import kernel_settings
+from modelscope_polylm.network.kernels.dispatch import kernel_settings, settings
 from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk, lm_head_topk_reference
 from tests.network.kernels.random_tensors import random, relative_error
 
@@ -99,16 +99,11 @@ def test_references_agree_with_log_softmax():
     assert torch.equal(ids.long(), expected.indices) and logits.shape == (2, VOCAB)
 
 
-FP32_DIFFERS = pytest.mark.xfail(raises=AssertionError, strict=False, reason="sums of few rows are ordered differently")
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "dtype",
-    [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float32, id="fp32", marks=FP32_DIFFERS)],
-)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("hidden_size", [5120, 256])
-def test_every_number_of_rows_gives_the_same_bits_on_a_device(hidden_size, dtype):
+def test_every_number_of_rows_gives_the_same_bits_on_a_device(hidden_size, dtype, monkeypatch):
+    monkeypatch.setattr(settings, "deterministic", True)
     device, vocab = torch.device("cuda"), 20_003
     hidden = random(256, hidden_size, dtype=dtype, device=device)
     embedding = random(vocab, hidden_size, dtype=dtype, device=device, scale=hidden_size**-0.5)
