@@ -48,6 +48,6 @@ TRANSLATIONS = {
 """SENTENCE by ISO 639-1 code."""
 
 
-def translation_request(sentence: str, language: str) -> str:
-    """Ask for a translation as the published examples do, by a language's English name."""
-    return f"{sentence}\nTranslate this sentence from English to {language}."
+def translation_request(sentence: str, language: str, source: str = "English") -> str:
+    """Ask for a translation as the published examples do, by the English names of the two languages."""
+    return f"{sentence}\nTranslate this sentence from {source} to {language}."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import InputError
-from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 from modelscope_polylm.web.answers import Answers, explain
 from modelscope_polylm.web.facts import is_tiny, language_choices, language_code
 from modelscope_polylm.web.style import show_problem, status_line
@@ -47,7 +47,7 @@ class TranslationView:
 
 def request(text: str, source: str, target: str) -> str:
     """What the published examples ask, for two languages' ISO 639-1 codes."""
-    return f"{text}\nTranslate this sentence from {LANGUAGES[source]} to {LANGUAGES[target]}."
+    return translation_request(text, LANGUAGES[target], LANGUAGES[source])
 
 
 def translate(
