@@ -107,12 +107,15 @@ def choose_linear(
     return _fitting(MatrixConfig(_power_of_two(rows, 16, 128), *blocks), device)
 
 
-def library_is_equal(rows: int, outputs: int, inputs: int) -> bool:
-    """Whether the library sums each output over all inputs in one go, in 16 bits: it cuts where outputs are few.
+def prefers_library(rows: int, outputs: int, inputs: int, dtype: torch.dtype, fp32_rows: int = MAX_FP32_ROWS) -> bool:
+    """Whether the library's product is faster on CUDA and, if results must be deterministic, gives the same bits.
 
-    Read off cuBLAS 13 on an H200 for the shapes of 13B and 1.7B and for 65 to 8,192 rows (tests, `-m gpu`).
+    In 16 bits it does where it sums each output over all inputs in one go; it cuts where outputs are few. Read off
+    cuBLAS 13 on an H200 for the shapes of 13B and 1.7B and for 65 to 8,192 rows (tests, `-m gpu`).
     """
-    return inputs <= outputs or rows >= 512
+    if dtype == torch.float32:
+        return rows > fp32_rows and not settings.deterministic
+    return rows > MAX_ROWS and (not settings.deterministic or inputs <= outputs or rows >= 512)
 
 
 def _power_of_two(rows: int, least: int, most: int) -> int:

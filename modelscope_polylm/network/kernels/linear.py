@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modelscope_polylm.network.kernels.configs import (
-    MAX_FP32_ROWS,
-    MAX_ROWS,
     MatrixConfig,
     VectorConfig,
     choose_linear,
-    library_is_equal,
+    prefers_library,
 )
-from modelscope_polylm.network.kernels.dispatch import settings, uses_triton
+from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 Config = VectorConfig | MatrixConfig
 
@@ -83,13 +81,7 @@ def _fits_kernels(x: Tensor, weight: Tensor, other: Tensor) -> bool:
 
 def _prefers_library(x: Tensor, weight: Tensor) -> bool:
     # x: [R, K], weight: [N, K]
-    rows, (outputs, inputs) = len(x), weight.shape
-    half = x.dtype.itemsize == 2
-    if not x.is_cuda:
-        return False
-    if not settings.deterministic:
-        return rows > (MAX_ROWS if half else MAX_FP32_ROWS)
-    return rows > MAX_ROWS and half and library_is_equal(rows, outputs, inputs)
+    return x.is_cuda and prefers_library(len(x), weight.shape[0], weight.shape[1], weight.dtype)
 
 
 def _choose(x: Tensor, weight: Tensor) -> Config:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from modelscope_polylm.network.kernels.configs import (
     MAX_FP32_LM_HEAD_ROWS,
-    MAX_ROWS,
     MatrixConfig,
     VectorConfig,
     choose_lm_head,
-    library_is_equal,
+    prefers_library,
 )
-from modelscope_polylm.network.kernels.dispatch import settings, uses_triton
+from modelscope_polylm.network.kernels.dispatch import uses_triton
 
 MAX_TOP = 16
 Config = VectorConfig | MatrixConfig
@@ -57,7 +56,7 @@ def lm_head_logits(hidden: Tensor, embedding: Tensor, vocab_limit: int, config: 
 
     with torch.cuda.device_of(hidden):
         if config is None and _prefers_library(hidden, embedding):
-            logits = torch.mm(hidden, embedding.t(), out_dtype=torch.float32)
+            logits = _library_logits(hidden, embedding)
             logits[:, vocab_limit:] = float("-inf")
             return logits
         return launch_logits(hidden, embedding, vocab_limit, config or _choose(hidden, embedding))
@@ -79,25 +78,26 @@ def lm_head_topk(
 
     with torch.cuda.device_of(hidden):
         if config is None and _prefers_library(hidden, embedding):
-            logits = torch.mm(hidden, embedding.t(), out_dtype=torch.float32)
-            return launch_topk_of_logits(logits, k, vocab_limit)
+            return launch_topk_of_logits(_library_logits(hidden, embedding), k, vocab_limit)
         return launch_topk(hidden, embedding, k, vocab_limit, config or _choose(hidden, embedding))
 
 
 def _fits_kernels(hidden: Tensor, embedding: Tensor) -> bool:
     # hidden: [R, D]; tensor descriptors need rows of whole 16 bytes
-    if hidden.is_cuda and embedding.dtype.itemsize == 4 and not settings.deterministic:
-        few = 1 <= len(hidden) <= MAX_FP32_LM_HEAD_ROWS
-    else:
-        few = len(hidden) > 0
-    return few and hidden.shape[1] % 16 == 0 and uses_triton(hidden, embedding)
+    return len(hidden) > 0 and hidden.shape[1] % 16 == 0 and uses_triton(hidden, embedding)
 
 
 def _prefers_library(hidden: Tensor, embedding: Tensor) -> bool:
     # hidden: [R, D], embedding: [V, D]
-    rows, (tokens, inputs) = len(hidden), embedding.shape
-    few = rows <= MAX_ROWS or not hidden.is_cuda
-    return not few and embedding.dtype.itemsize == 2 and library_is_equal(rows, tokens, inputs)
+    shape = (len(hidden), embedding.shape[0], embedding.shape[1])
+    return hidden.is_cuda and prefers_library(*shape, embedding.dtype, MAX_FP32_LM_HEAD_ROWS)
+
+
+def _library_logits(hidden: Tensor, embedding: Tensor) -> Tensor:
+    # hidden: [R, D], embedding: [V, D] -> [R, V] fp32, not rounded
+    if embedding.dtype == torch.float32:
+        return F.linear(hidden, embedding)
+    return torch.mm(hidden, embedding.t(), out_dtype=torch.float32)
 
 
 def _choose(hidden: Tensor, embedding: Tensor) -> Config:
