@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.errors import SnapshotError
+from modelscope_polylm.errors import DISTRIBUTION, SnapshotError
 from modelscope_polylm.files import path_inside, read_json, read_untrusted
 from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.prompts import PromptFormat, known_format
@@ -50,7 +50,7 @@ def small_files(snapshot: Snapshot, dtype: str, version: str) -> dict[str, str]:
         "tokenizer_config.json": _json(_tokenizer_config(snapshot)),
         "configuration.json": _json(_configuration(snapshot)),
         WRAPPER: "import modelscope_polylm  # noqa: F401\n",
-        "requirements.txt": f"modelscope-polylm>={version}\n",
+        "requirements.txt": f"{DISTRIBUTION}>={version}\n",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelscope_polylm.errors import DISTRIBUTION
 from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.languages import LANGUAGES
 from modelscope_polylm.text.prompts import known_format
@@ -84,7 +85,7 @@ def _usage(snapshot: Snapshot) -> str:
 
 `MODEL` is the id of this repository or a folder with its files.
 
-With ModelScope and the plugin that made this package (`pip install modelscope-polylm`):
+With ModelScope and the plugin that made this package, {DISTRIBUTION} (`pip install .` in a clone of its repository):
 
 ```python
 import modelscope_polylm

@@ -26,6 +26,7 @@ def test_ctranslate2(package: Path, expected: dict[str, Any], expected_file: Pat
     assert found["beams"] == expected["beams"]
 
 
+@pytest.mark.slow  # an environment of 4 GB
 def test_vllm_on_the_cpu(package: Path, expected: dict[str, Any], expected_file: Path) -> None:
     found = run_program("vllm", "with_vllm.py", package, expected_file, timeout=1500)
     assert found["text_ids"] == expected["text_ids"]

@@ -12,17 +12,10 @@ from tests.interop.run_programs import interpreter
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "program",
-    [
-        "test_server.py",
-        pytest.param("test_backend.py", marks=pytest.mark.slow),
-        pytest.param("test_bench.py", marks=pytest.mark.slow),
-        pytest.param("test_pipeline.py", marks=pytest.mark.slow),
-    ],
-)
+
+@pytest.mark.parametrize("program", ["test_server.py", "test_backend.py", "test_bench.py", "test_pipeline.py"])
 def test_inside_the_vllm_environment(program: str) -> None:
     command = [str(interpreter("vllm")), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "600"]
     done = subprocess.run(
