@@ -137,6 +137,13 @@ def memories() -> list[Memory]:
     return [_ram(), *_gpus()]
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, for a CPU that of the host; no other device is touched."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _ram().free
+
+
 def _ram() -> Memory:
     import psutil  # type: ignore[import-untyped]
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype, free_bytes
 from modelscope_polylm.errors import DependencyError, DeviceError, OptionError, install_command
 from modelscope_polylm.files import lock, write_atomically
 from modelscope_polylm.training.collate import RecordEncoder, TokenFile
 from modelscope_polylm.training.dataset import EVALUATION, RunRows, TokenStore, groups_of
 from modelscope_polylm.training.options import TrainingOptions
-from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_available, memory_needed
+from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_needed
 from modelscope_polylm.training.prepare import DataSet
 from modelscope_polylm.training.schedule import Curriculum
 
@@ -127,7 +128,6 @@ class _Run:
     """One run: a method for each step."""
 
     def __init__(self, job: Job) -> None:
-        from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype
         from modelscope_polylm.snapshot import open_snapshot
         from modelscope_polylm.text.prompts import known_format
 
@@ -251,7 +251,7 @@ class _Run:
             parameters=config.parameters,
             trained_parameters=trained,
             memory=memory_needed(config, options, trained, 4 if options.method == "full" else self.dtype.itemsize),
-            available=memory_available(self.device),
+            available=free_bytes(self.device),
             samples=self._samples(next(iter(tokens.values())), samples),
         )
 

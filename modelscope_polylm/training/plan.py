@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from modelscope_polylm.training.collate import IGNORED, EncodingReport, TokenFile
 
 if TYPE_CHECKING:
-    import torch
-
     from modelscope_polylm.network.config import PolyLMConfig
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer
     from modelscope_polylm.training.options import TrainingOptions
@@ -37,7 +35,7 @@ class Plan:
         steps, step_rows: optimizer steps, and rows of each.
         parameters, trained_parameters: numbers of the network, and those that learn.
         memory: bytes that a device needs, by what for; estimates.
-        available: bytes that it has; None if unknown.
+        available: bytes that it has free.
         samples: two records with the learnt tokens marked.
     """
 
@@ -50,7 +48,7 @@ class Plan:
     parameters: int
     trained_parameters: int
     memory: Mapping[str, int]
-    available: int | None
+    available: int
     samples: Sequence[str] = field(default_factory=list)
 
     @property
@@ -59,9 +57,9 @@ class Plan:
         return sum(self.memory.values())
 
     @property
-    def fits(self) -> bool | None:
-        """Whether the estimate is below what the device has; None if unknown."""
-        return None if self.available is None else self.needed <= self.available
+    def fits(self) -> bool:
+        """Whether the estimate is below what the device has."""
+        return self.needed <= self.available
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON."""
@@ -92,9 +90,9 @@ class Plan:
         share = 100 * self.trained_parameters / self.parameters
         yield f"Learning: {self.trained_parameters:,} of {self.parameters:,} parameters ({share:.2f} %)."
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
-        has = "" if self.available is None else f", it has {self.available / 1e9:.2f} GB free"
-        verdict = {True: "it fits", False: "IT DOES NOT FIT", None: "whether it fits is unknown"}[self.fits]
-        yield f"Memory of a device: about {self.needed / 1e9:.2f} GB ({parts}){has}: {verdict}."
+        has = f"it has {self.available / 1e9:.2f} GB free"
+        verdict = "it fits" if self.fits else "IT DOES NOT FIT"
+        yield f"Memory of a device: about {self.needed / 1e9:.2f} GB ({parts}), {has}: {verdict}."
 
 
 def memory_needed(
@@ -128,14 +126,6 @@ def _chunk_logits() -> int:
     from modelscope_polylm.training.network import CHUNK_LOGITS
 
     return CHUNK_LOGITS
-
-
-def memory_available(device: torch.device) -> int | None:
-    """Bytes that are free on a device."""
-    from modelscope_polylm.backends.placement import memories
-
-    name = "RAM" if device.type == "cpu" else str(device)
-    return next((memory.free for memory in memories() if memory.name.split()[0] == name), None)
 
 
 def adapter_parameters(config: PolyLMConfig, rank: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from modelscope_polylm.backends.placement import memories
+from modelscope_polylm.backends.placement import free_bytes
 from modelscope_polylm.cli.bench.engines import BenchEngine, PolyLMEngine, TransformersEngine, release_memory
 from modelscope_polylm.cli.bench.other_engines import CTranslate2Engine, VllmEngine
 from modelscope_polylm.cli.bench.report import Measurement, Report, check_plot, draw
@@ -152,11 +152,6 @@ def check_memory(
             f"{name} needs {needed / 1e9:.1f} GB for weights and KV cache, and {free / 1e9:.1f} GB are free: choose a "
             f"smaller --shape ({', '.join(SHAPES)}), another --dtype, or --works with fewer rows."
         )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device, for a CPU that of the host."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memories()[0].free
 
 
 def least_seconds(config: PolyLMConfig, workloads: Sequence[Workload], limit: float, rate: float) -> float:
