@@ -83,6 +83,11 @@ class Server(uvicorn.Server):  # type: ignore[misc]
                 signal.signal(hang_up, before)
 
 
+def url_of(host: str, port: int) -> str:
+    """The address of a server for a browser; numbers of IPv6 stand in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def _is_not_of_the_end(record: logging.LogRecord) -> bool:
     """Whether a record is other than uvicorn's error about streams that are open at the end, as pages have them."""
     return not str(record.msg).startswith("Cancel %s running task")

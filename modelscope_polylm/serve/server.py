@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modelscope_polylm.http.server import Server
+from modelscope_polylm.http.server import Server, url_of
 from modelscope_polylm.serve.application import ROOT, application
 from modelscope_polylm.serve.metrics import Metrics
 from modelscope_polylm.serve.middleware import Access
@@ -77,8 +77,7 @@ class NativeServer:
     def run(self, host: str, port: int) -> None:
         """Serve until SIGINT, SIGTERM or SIGHUP; then finish what runs, and refuse what waits."""
         gc.freeze()  # a large body of small lists would have the collector look at all of torch again and again
-        address = f"[{host}]" if ":" in host else host
-        url = f"http://{address}:{port}{ROOT}"
+        url = url_of(host, port) + ROOT
         self.server(host, port, lambda: logger.info("Serving %s at %s; Ctrl-C ends.", self._name, url)).run()
         self.queue.stop()
 

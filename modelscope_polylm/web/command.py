@@ -94,12 +94,11 @@ def serve_page(
         origins: other origins under which the page is shown.
     """
     require_gradio()
-    from modelscope_polylm.http.server import Server
+    from modelscope_polylm.http.server import Server, url_of
     from modelscope_polylm.web.page import application, build_page
 
     def announce() -> None:
-        address = f"[{host}]" if ":" in host else host
-        typer.echo(f"Open http://{address}:{port} in a browser; Ctrl-C ends.", err=True)
+        typer.echo(f"Open {url_of(host, port)} in a browser; Ctrl-C ends.", err=True)
         if host not in LOOPBACK:
             typer.echo("Everyone who can reach this machine can use the model.", err=True)
 
