@@ -104,7 +104,7 @@ class RunRows:
         chosen = {group: self._held_out(each) for group, each in tokens.items()}
         groups = {group: self._packed(each, np.flatnonzero(~chosen[group])) for group, each in tokens.items()}
         counts = {group: len(rows) for group, rows in groups.items()}
-        sizes = {group: _tokens_in(rows) for group, rows in groups.items()}
+        sizes = {group: int(each.lengths[~chosen[group]].sum()) for group, each in tokens.items()}
         if not all(counts.values()):
             raise InputError("All records are held out: lower the share of evaluation, or give more data.")
         order = self._order(data, counts, sizes, step_rows)
@@ -165,11 +165,6 @@ def groups_of(data: Sequence[DataSet] | Curriculum) -> dict[str, Sequence[DataSe
 def _joined(rows: Sequence[PackedRows]) -> Dataset[dict[str, Any]]:
     joined: Dataset[dict[str, Any]] = ConcatDataset(rows)
     return joined
-
-
-def _tokens_in(rows: PackedRows) -> int:
-    lengths = rows.tokens.lengths
-    return int(sum(lengths[example] for row in rows.rows for example in row))
 
 
 def _read_json(file: Path) -> Any:
