@@ -38,9 +38,8 @@ def whole_choices(
 ) -> list[Choice]:
     """The choices of a request whose answers, those of each of its prompts, are complete."""
     choices = []
-    for first in range(0, len(completions), 1 if request.uses_beams else request.candidates):
-        group = completions[first : first + request.candidates]
-        found = completions[first] if request.uses_beams else [each[0] for each in group]
+    for first in range(0, len(completions), request.copies):
+        found = [each for group in completions[first : first + request.copies] for each in group]
         if request.candidates > request.wanted:
             found = sorted(found, key=_mean_logprob, reverse=True)[: request.wanted]
         choices += [whole_choice(request, request.prompts[first], completion, tokenizer) for completion in found]

@@ -118,23 +118,19 @@ class RequestReader:
     def _parsed(
         self, prompts: Sequence[Prompt], options: GenerationOptions, wanted: int, candidates: int, request: Any
     ) -> ParsedRequest:
-        stops = options.stop_texts
-        if options.num_beams > 1:  # the engine's beam search knows no stop strings: its answers are cut
-            options = dataclasses.replace(options, stop_strings=None)
-        rows = len(prompts) * (options.num_beams if options.num_beams > 1 else candidates)
+        stops, beams = options.stop_texts, options.num_beams
+        copies = 1 if beams > 1 else candidates
+        rows = len(prompts) * copies * beams
         if rows > self._max_rows:
             raise OptionError(
                 f"The request takes {rows} rows, one for each prompt and each of its answers or beams, but this server "
                 f"computes {self._max_rows} at once: lower n, best_of, num_beams or the number of prompts."
             )
-        if options.num_beams > 1:
-            return ParsedRequest(
-                prompts, [options] * len(prompts), stops, wanted, candidates, bool(request.output_scores)
-            )
-        prompts = [prompt for prompt in prompts for _ in range(candidates)]
-        seeds = [row_seed(options.seed or 0, index % candidates) for index in range(len(prompts))]
-        own = [options if options.seed is None else dataclasses.replace(options, seed=seed) for seed in seeds]
-        return ParsedRequest(prompts, own, stops, wanted, candidates, bool(request.output_scores))
+        if beams > 1:  # the engine's beam search knows no stop strings: its answers are cut
+            options = dataclasses.replace(options, stop_strings=None)
+        own = [_sampled(options, copy) for _ in prompts for copy in range(copies)]
+        copied = [prompt for prompt in prompts for _ in range(copies)]
+        return ParsedRequest(copied, own, stops, wanted, candidates, bool(request.output_scores))
 
 
 def refuse_unknown(request: Any) -> None:
@@ -172,6 +168,11 @@ def _content(message: Message) -> str | None:
 def _prompts(prompt: Any) -> Sequence[str | list[int]]:
     is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
     return [prompt] if is_one else prompt
+
+
+def _sampled(options: GenerationOptions, sample: int) -> GenerationOptions:
+    """The options of one of a prompt's samples."""
+    return options if options.seed is None else dataclasses.replace(options, seed=row_seed(options.seed, sample))
 
 
 def _check_completion(request: CompletionRequest, options: GenerationOptions, wanted: int) -> None:

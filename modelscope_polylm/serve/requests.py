@@ -41,6 +41,11 @@ class ParsedRequest:
         return self.options[0].num_beams > 1
 
     @property
+    def copies(self) -> int:
+        """How often each prompt of the request is in `prompts`."""
+        return 1 if self.uses_beams else self.candidates
+
+    @property
     def rows(self) -> int:
         """Rows of the engine's batch that it takes."""
         return len(self.prompts) * max(self.options[0].num_beams, self.options[0].num_return_sequences)
@@ -54,7 +59,7 @@ class ParsedRequest:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompts, each counted once."""
-        return sum(len(prompt.ids) for prompt in self.prompts[:: 1 if self.uses_beams else self.candidates])
+        return sum(len(prompt.ids) for prompt in self.prompts[:: self.copies])
 
 
 @dataclass
@@ -98,7 +103,7 @@ class RequestState:
     """
 
     request: ParsedRequest
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[Choice] = field(init=False)
     generated: int = 0
     started: bool = False
     error: BaseException | None = None
@@ -109,7 +114,7 @@ class RequestState:
     _change: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        prompts = len(self.request.prompts) // (1 if self.request.uses_beams else self.request.candidates)
+        prompts = len(self.request.prompts) // self.request.copies
         self.choices = [Choice() for _ in range(prompts * self.request.wanted)]
 
     def notify(self) -> None:

@@ -299,8 +299,7 @@ def usage_of(state: RequestState) -> Usage:
 def _echoed(state: RequestState) -> list[str]:
     """The prompt of each choice."""
     request = state.request
-    copies = 1 if request.uses_beams else request.candidates
-    return [prompt.text for prompt in request.prompts[::copies] for _ in range(request.wanted)]
+    return [prompt.text for prompt in request.prompts[:: request.copies] for _ in range(request.wanted)]
 
 
 def _name(token: Token) -> str:
