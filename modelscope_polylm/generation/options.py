@@ -6,17 +6,16 @@ Names, meanings and defaults are those of `transformers.GenerationConfig`, excep
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from modelscope_polylm.errors import OptionError
+from modelscope_polylm.errors import OptionError, nearest_name
 
 
 def option(default: Any, help: str, **bounds: Any) -> Any:
-    """Declare one option: its default, one line of help, and bounds that `option_checks.check_value` understands."""
+    """Declare one option: its default, one line of help, and bounds that `checked_value` understands."""
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
 
 
@@ -203,8 +202,8 @@ def unknown_names(given: Iterable[str], known: Iterable[str], allow_extra: bool)
             raise OptionError(
                 f"{name} is in the transformers backend alone: load the model with backend='transformers' to use it."
             )
-        nearest = difflib.get_close_matches(str(name), [*known, *(TRANSFORMERS_ONLY if allow_extra else ())], n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"the options are {', '.join(sorted(known))}."
+        nearest = nearest_name(name, [*known, *(TRANSFORMERS_ONLY if allow_extra else ())])
+        hint = f"did you mean {nearest}?" if nearest else f"the options are {', '.join(sorted(known))}."
         raise OptionError(f"Unknown option {name!r}: {hint}")
     return unknown
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from modelscope_polylm.errors import DeviceError, OptionError
+from modelscope_polylm.errors import DeviceError, OptionError, nearest_name
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.requests import Request
 from modelscope_polylm.snapshot import Snapshot
@@ -174,8 +173,8 @@ def check_names(engine_options: Mapping[str, Any]) -> None:
         if name in RESERVED:
             raise OptionError(f"{name!r} cannot be given to the vllm backend: {RESERVED[name]}.")
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see the engine arguments in vLLM's documentation."
+            nearest = nearest_name(name, known)
+            hint = f"did you mean {nearest}?" if nearest else "see the engine arguments in vLLM's documentation."
             raise OptionError(f"Backend 'vllm' has no option {name!r}: {hint}")
 
 
