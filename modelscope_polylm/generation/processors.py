@@ -60,13 +60,14 @@ class BadWords:
         size = (len(state.tokens), words, length)
         # aligned at the end, filled up with NO_TOKEN
         self._words = torch.full(size, NO_TOKEN, dtype=torch.int64, device=state.device)
+        self._send = state.send
 
     def begin(self, rows: Sequence[int], words: Sequence[Sequence[int]]) -> None:
         """Forbid these sequences in these rows."""
         padded = torch.full(self._words.shape[1:], NO_TOKEN, dtype=torch.int64)
         for row, word in zip(padded, words, strict=False):
             row[len(row) - len(word) :] = torch.tensor(list(word))
-        self._words[rows[0] : rows[-1] + 1] = padded.to(self._words.device)
+        self._words[rows[0] : rows[-1] + 1] = self._send(padded)
 
     def __call__(self, scores: Tensor, state: BatchState, rows: Tensor) -> Tensor:
         """Apply it."""

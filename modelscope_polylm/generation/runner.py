@@ -15,6 +15,7 @@ from modelscope_polylm.generation.slots import slot_count
 from modelscope_polylm.generation.state import BatchState, NewRow
 from modelscope_polylm.generation.strategies import Strategy, StrategyKey
 from modelscope_polylm.network.gpt2 import Decoder, prefill_tiles
+from modelscope_polylm.network.kernels.attention import MAX_GROUP
 from modelscope_polylm.network.kernels.prefill_attention import TILE
 from modelscope_polylm.network.kv_cache import KVCache
 
@@ -28,8 +29,6 @@ SHORT_SEGMENTS = 8
 """Most prompts of a captured prefill."""
 BEAMS_PER_GROUP = 4
 """Rows of a group in a step of beams alone, which is captured for a quarter of the groups."""
-MAX_GROUP = 16
-"""Rows that can read their prompt's keys together; rows of a larger group read them each on its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +143,7 @@ class Runner:
             # libraries choose an algorithm for each new number of rows, which takes them a while
             padding = (0, -len(packed) % PREFILL_ROWS)
             given = (torch.nn.functional.pad(packed, padding), torch.nn.functional.pad(at, padding), *given[2:])
-        self._hidden[: len(segments)] = self._prefill(*(self._sent(part) for part in given))
+        self._hidden[: len(segments)] = self._prefill(*(self.state.send(part) for part in given))
 
     def _run_short_prompts(self, size: int, given: tuple[Tensor, ...]) -> None:
         if ("prefill", size) not in self._inputs:
@@ -158,7 +157,7 @@ class Runner:
         inputs = self._inputs["prefill", size]
         inputs[2].zero_()
         for target, part in zip(inputs, given, strict=True):
-            target[: len(part)] = self._sent(part)
+            target[: len(part)] = self.state.send(part)
 
         def work() -> None:
             self._hidden[:SHORT_SEGMENTS] = self._prefill(*inputs)
@@ -205,7 +204,7 @@ class Runner:
             self._inputs[key, size] = (torch.zeros(2, size, dtype=torch.int64, device=self.state.device),)
         (sent,) = self._inputs[key, size]
         if self._sent_rows.get((key, size)) != chosen:
-            sent.copy_(self._sent(torch.tensor([*chosen, *padding]).t().contiguous()))
+            sent.copy_(self.state.send(torch.tensor([*chosen, *padding]).t().contiguous()))
             self._sent_rows[key, size] = chosen
         self._graphs.run((key, size), lambda: strategy.select(self._hidden[sent[0]], sent[1]))
 
@@ -220,17 +219,13 @@ class Runner:
                 torch.zeros(bucket[1], 2, dtype=torch.int32, device=device),
             )
         sent_rows, sent_groups = self._inputs["rows", bucket]
-        sent_rows.copy_(self._sent(torch.tensor(rows)))
-        sent_groups.copy_(self._sent(torch.tensor(groups, dtype=torch.int32)))
+        sent_rows.copy_(self.state.send(torch.tensor(rows)))
+        sent_groups.copy_(self.state.send(torch.tensor(groups, dtype=torch.int32)))
 
     def _strategy(self, key: StrategyKey) -> Strategy:
         if key not in self._strategies:
             self._strategies[key] = Strategy(key, self.state, self.decoder.embedding, self._vocab_limit)
         return self._strategies[key]
-
-    def _sent(self, values: Tensor) -> Tensor:
-        device = self.state.device
-        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 @dataclasses.dataclass
@@ -253,6 +248,7 @@ class _Plan:
         plan = cls([], [], {})
         for index, each in enumerate(active):
             first, size = len(plan.rows), len(each.rows)
+            # rows of a larger group read their prompt's keys each on its own
             plan.groups += [(first, size)] if size <= MAX_GROUP else [(first + row, 1) for row in range(size)]
             chosen = plan.by_key.setdefault(each.key, [])
             chosen += [(hidden_index(index, first + number), row) for number, row in enumerate(each.rows)]

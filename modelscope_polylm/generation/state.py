@@ -106,7 +106,7 @@ class BatchState:
             new_rows: what each starts from.
             slots: the cache slots of each row's positions, as far as they are known.
         """
-        at = torch.tensor(rows, device=self.device)
+        at = self._sent(rows, torch.int64)
         width = max(max(len(new.ids) for new in new_rows), max(map(len, slots)))
         self.ids[at, :width] = self._padded([new.ids for new in new_rows], width, 0)
         self.slot_table[at, :width] = self._padded(slots, width, SCRATCH_SLOT).int()
@@ -171,11 +171,12 @@ class BatchState:
         if with_ids:
             self.ids[rows] = self.ids[parents]
 
-    def _sent(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
-        return self._on_device(torch.tensor(values, dtype=dtype))
-
-    def _on_device(self, values: Tensor) -> Tensor:
+    def send(self, values: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait for what the device has still to do."""
         return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
+
+    def _sent(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
+        return self.send(torch.tensor(values, dtype=dtype))
 
     def _padded(self, values: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
         # -> [len(values), width] int64
@@ -184,7 +185,7 @@ class BatchState:
             if given:
                 # an array becomes a tensor several times as fast as a list
                 row[: len(given)] = torch.frombuffer(array("q", given), dtype=torch.int64)
-        return self._on_device(padded)
+        return self.send(padded)
 
 
 def is_one_of(tokens: Tensor, ends: Tensor) -> Tensor:
