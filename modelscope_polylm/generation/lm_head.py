@@ -44,7 +44,7 @@ class LMHead:
             return tokens[:, 0].long(), logprobs[:, 0]
         logits, processed = self.logits(hidden, state, rows)
         tokens = processed.argmax(-1, keepdim=True)
-        return tokens[:, 0], (logits.gather(1, tokens)[:, 0] - logits.logsumexp(-1))
+        return tokens[:, 0], token_logprobs(logits, tokens[:, 0])
 
     def best(self, hidden: Tensor, state: BatchState, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best continuations of each row, as beam search counts them: processors see log-probabilities.
@@ -66,3 +66,9 @@ class LMHead:
         for processor in self.processors:
             scores = processor(scores, state, rows)
         return scores
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probability [n] fp32 of a token [n] int64 of each row of logits [n, vocabulary]."""
+    # logits: [n, vocabulary], tokens: [n] -> [n]
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modelscope_polylm.generation.lm_head import LMHead
+from modelscope_polylm.generation.lm_head import LMHead, token_logprobs
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.state import BatchState
 
@@ -43,7 +43,7 @@ class TokenSelector:
             return self._lm_head.greedy(hidden, self._state, rows)
         logits, processed = self._lm_head.logits(hidden, self._state, rows)
         tokens = self._sampler.draw(processed, self._state, rows)
-        return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        return tokens, token_logprobs(logits, tokens)
 
 
 class Sampler:
