@@ -9,7 +9,8 @@ import torch
 from modelscope_polylm.backends.base import Backend, DeltaStream, Request
 from modelscope_polylm.backends.placement import check_memory, check_precision
 from modelscope_polylm.backends.plausibility import check_plausibility
-from modelscope_polylm.generation.engine import MAX_ROWS, Engine, check_native
+from modelscope_polylm.generation.engine import Engine, check_native
+from modelscope_polylm.generation.loop import MAX_ROWS
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Deliver
 from modelscope_polylm.network.gpt2 import Decoder

@@ -138,14 +138,17 @@ class Scheduler:
         waiting: in order of arrival.
         running: in order of their begin.
         put_backs: how often a request lost its slots to another one.
-        lacks_pages: whether the last call of `admit` left a request waiting for pages.
+        reused_tokens: tokens of requests that began whose keys and values were found in the cache.
+        lacks_pages: whether requests wait for pages.
     """
 
     def __init__(self, max_rows: int, pool: SlotPool):
         self.max_rows, self.pool = max_rows, pool
         self.waiting: deque[ActiveRequest] = deque()
         self.running: list[ActiveRequest] = []
-        self.put_backs, self.lacks_pages = 0, False
+        self.put_backs, self.reused_tokens = 0, 0
+        self.lacks_pages = False
+        self._may_admit = False
         self._row_taken = [False] * max_rows
 
     @property
@@ -159,9 +162,17 @@ class Scheduler:
         while at and self.waiting[at - 1].order > active.order:
             at -= 1
         self.waiting.insert(at, active)
+        self._may_admit = True
+
+    def withdraw(self, active: ActiveRequest) -> None:
+        """Let a request that waits go."""
+        self.waiting.remove(active)
+        self._may_admit = True
 
     def admit(self, tokens: int) -> list[ActiveRequest]:
         """Begin requests with at most so many tokens to compute, at least one if any fits."""
+        if not self._may_admit:
+            return []
         admitted: list[ActiveRequest] = []
         passed_over: list[ActiveRequest] = []
         self.lacks_pages = False
@@ -178,10 +189,17 @@ class Scheduler:
                 continue
             tokens -= active.start - active.cached
             admitted.append(active)
-            self.waiting.remove(active)
+            self.withdraw(active)
             for earlier in passed_over:
                 earlier.overtaken += 1
+        # where nothing could begin, nothing can before a request comes or goes or the cache grows
+        self._may_admit = bool(admitted)
         return admitted
+
+    def grow(self, pages: int) -> None:
+        """Have more pages, a number of `pages`."""
+        self.pool.grow(pages)
+        self._may_admit = True
 
     def extend(self, active: ActiveRequest) -> list[Extension] | None:
         """Give a running request the slots of its next step; None if there are too few pages."""
@@ -223,6 +241,7 @@ class Scheduler:
         self.pool.release(active.pages)
         for row in active.rows:
             self._row_taken[row] = False
+        self._may_admit = True
         active.rows, active.prompt_pages, active.own_pages = [], [], []
 
     def _begin(self, active: ActiveRequest, tokens: int | None) -> bool:
@@ -240,8 +259,8 @@ class Scheduler:
         if not fits or not has_pages:
             self.lacks_pages |= not has_pages
             self.pool.release(found)
-            self.pool.reused_tokens -= PAGE * len(found)
             return False
+        self.reused_tokens += PAGE * len(found)
         active.prompt_pages = found + self.pool.take(new)
         active.own_pages = [self.pool.take(1) for _ in range(own)]
         active.rows, active.cached, active.start, active.steps = rows, PAGE * len(found), len(ids), 0

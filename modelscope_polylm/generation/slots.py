@@ -28,12 +28,10 @@ class SlotPool:
 
     Attributes:
         pages: how many there are.
-        reused_tokens: tokens that did not have to be computed again.
     """
 
     def __init__(self, pages: int, reuse_prefixes: bool = True):
         self.pages = pages
-        self.reused_tokens = 0
         self._reuses = reuse_prefixes
         self._free = list(range(pages))  # a heap: lowest first, so that one text alone lies in one piece
         self._owners = [0] * pages
@@ -79,7 +77,6 @@ class SlotPool:
         for page in found:
             self._owners[page] += 1
             self._idle.pop(page, None)
-        self.reused_tokens += PAGE * len(found)
         return found
 
     def note(self, pages: Sequence[int], ids: Sequence[int]) -> None:

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from modelscope_polylm.errors import DeviceError, InputError, OptionError, SnapshotError
-from modelscope_polylm.generation import engine as engine_module
 from modelscope_polylm.generation.engine import Engine, check_native
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Completion, Delta
 from modelscope_polylm.generation.requests import Request, checked_requests
+from modelscope_polylm.generation.runner import Runner
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from tests.generation.models import engine_of, generate, submit
 from tests.generation.random_gpt2 import PROMPTS, random_model
@@ -119,10 +119,8 @@ def test_requests_of_different_options_run_together(engine):
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 def test_at_once_bounds_what_runs_together(engine, at_once, monkeypatch):
     seen = []
-    step = engine_module.Runner.step
-    monkeypatch.setattr(
-        engine_module.Runner, "step", lambda self, active: (seen.append(len(active)), step(self, active))[1]
-    )
+    step = Runner.step
+    monkeypatch.setattr(Runner, "step", lambda self, active: (seen.append(len(active)), step(self, active))[1])
     requests = requests_of(engine)
     together = exact(engine.submit(requests, partial=False, at_once=at_once).completions())
     assert together == exact(alone(engine, requests))
@@ -232,14 +230,14 @@ def test_a_stream_that_nobody_reads_is_cancelled(engine, how):
 
 def test_a_newcomer_gets_its_first_token_within_two_steps(model, monkeypatch):
     engine = engine_of(model)
-    steps, step = [], engine_module.Runner.step
+    steps, step = [], Runner.step
 
     def counted(self, active):
         steps.append(len(active))
         time.sleep(0.02)
         return step(self, active)
 
-    monkeypatch.setattr(engine_module.Runner, "step", counted)
+    monkeypatch.setattr(Runner, "step", counted)
     running = submit(engine, [[1 + row] for row in range(64)], max_new_tokens=90, eos_token_id=299)
     while 64 not in steps:
         time.sleep(0.001)
@@ -277,7 +275,7 @@ class Injected(Exception):
 def test_an_exception_in_a_step_ends_its_requests_and_the_loop_lives_on(engine, monkeypatch):
     expected = exact(generate(engine, PROMPTS, max_new_tokens=12))
     calls = []
-    step = engine_module.Runner.step
+    step = Runner.step
 
     def fails_once(self, active):
         calls.append(1)
@@ -285,7 +283,7 @@ def test_an_exception_in_a_step_ends_its_requests_and_the_loop_lives_on(engine, 
             raise Injected("broken")
         return step(self, active)
 
-    monkeypatch.setattr(engine_module.Runner, "step", fails_once)
+    monkeypatch.setattr(Runner, "step", fails_once)
     with pytest.raises(DeviceError, match="Injected: broken"):
         generate(engine, PROMPTS, max_new_tokens=12)
     assert exact(generate(engine, PROMPTS, max_new_tokens=12)) == expected
@@ -294,14 +292,14 @@ def test_an_exception_in_a_step_ends_its_requests_and_the_loop_lives_on(engine, 
 
 def test_out_of_memory_in_a_prefill_is_tried_one_by_one(engine, monkeypatch):
     expected = exact(generate(engine, PROMPTS, max_new_tokens=6))
-    prefill = engine_module.Runner.prefill
+    prefill = Runner.prefill
 
     def small_memory(self, admitted):
         if len(admitted) > 1:
             raise torch.OutOfMemoryError("no memory")
         return prefill(self, admitted)
 
-    monkeypatch.setattr(engine_module.Runner, "prefill", small_memory)
+    monkeypatch.setattr(Runner, "prefill", small_memory)
     assert exact(generate(engine, PROMPTS, max_new_tokens=6)) == expected
 
 
@@ -309,7 +307,7 @@ def test_a_prompt_that_never_fits_into_memory(engine, monkeypatch):
     def no_memory(self, admitted):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(engine_module.Runner, "prefill", no_memory)
+    monkeypatch.setattr(Runner, "prefill", no_memory)
     with pytest.raises(DeviceError, match="ran out of memory"):
         generate(engine, PROMPTS, max_new_tokens=6)
 

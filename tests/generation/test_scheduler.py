@@ -94,7 +94,7 @@ def test_no_slot_is_lost_or_doubled_after_ten_thousand_events():
         getattr(simulation, event)()
         check(simulation.scheduler)
     scheduler = simulation.scheduler
-    assert simulation.ended > 500 and scheduler.put_backs > 25 and scheduler.pool.reused_tokens > 1000
+    assert simulation.ended > 500 and scheduler.put_backs > 25 and scheduler.reused_tokens > 1000
     for _ in range(20_000):
         if not (scheduler.waiting or scheduler.running):
             break
