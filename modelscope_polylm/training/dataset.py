@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from modelscope_polylm.errors import InputError
-from modelscope_polylm.files import file_sha256, write_atomically
+from modelscope_polylm.files import write_atomically
 from modelscope_polylm.training.collate import PackedRows, Packing, RecordEncoder, TokenFile, pack
 from modelscope_polylm.training.options import TrainingOptions
 from modelscope_polylm.training.prepare import DataReport, DataSet, read_data
@@ -31,7 +31,7 @@ class TokenStore:
         folder: of all of them.
         encoder: makes the examples.
         may_write: False where another process has made them.
-        check: gets a group and the sha256 of its tokens.
+        check: gets a group and the file of its tokens.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class TokenStore:
         folder: Path,
         encoder: RecordEncoder,
         may_write: bool = True,
-        check: Callable[[str, str], None] = lambda group, digest: None,
+        check: Callable[[str, Path], None] = lambda group, file: None,
     ) -> None:
         self._folder, self._encoder, self._may_write, self._check = folder, encoder, may_write, check
 
     def open(self, group: str, data_sets: Sequence[DataSet]) -> TokenFile:
         """The examples of a group. Raises InputError for data that cannot be read or learnt."""
         tokens = self._opened(self._folder / group, data_sets)
-        self._check(group, file_sha256(self._folder / group / TokenFile.CONTENT))
+        self._check(group, self._folder / group / TokenFile.CONTENT)
         return tokens
 
     def _opened(self, folder: Path, data_sets: Sequence[DataSet]) -> TokenFile:

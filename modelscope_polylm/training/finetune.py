@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype, free_bytes
 from modelscope_polylm.errors import DependencyError, DeviceError, OptionError, install_command
-from modelscope_polylm.files import lock, write_atomically
+from modelscope_polylm.files import file_sha256, lock, write_atomically
 from modelscope_polylm.training.collate import RecordEncoder, TokenFile
 from modelscope_polylm.training.dataset import EVALUATION, RunRows, TokenStore, groups_of
 from modelscope_polylm.training.options import TrainingOptions
@@ -190,12 +190,12 @@ class _Run:
                 "remove it."
             )
 
-    def _check_data(self, group: str, digest: str) -> None:
+    def _check_data(self, group: str, file: Path) -> None:
         """Note what the data are. Raises OptionError where the run was begun with others."""
         noted = self._noted()
         if noted is None or not self.is_main:  # it is only planned, or checked elsewhere
             return
-        known = noted.setdefault("data", {})
+        known, digest = noted.setdefault("data", {}), file_sha256(file)
         if known.get(group, digest) != digest:
             shutil.rmtree(self.job.out / TOKENS)
             raise OptionError(
