@@ -34,7 +34,7 @@ class _Submitted:
 
     Attributes:
         deltas: cancels it when it is closed.
-        texts: of each prompt.
+        texts: of each prompt, if they grow.
         completions: of the prompts that have ended.
     """
 
@@ -84,8 +84,9 @@ class RequestQueue:
         checked = self._generator.backend.requests([prompt.ids for prompt in request.prompts], request.options)
         listener = functools.partial(self._tell, asyncio.get_running_loop(), state)
         deltas = self._engine.submit(checked, listener=listener)
+        growing = [] if request.needs_whole_answers else request.prompts
         tokenizer = self._generator.snapshot.tokenizer
-        texts = [GrowingText(prompt, request.stops, tokenizer) for prompt in request.prompts]
+        texts = [GrowingText(prompt, request.stops, tokenizer) for prompt in growing]
         self._submitted[state] = _Submitted(deltas, texts, {})
         return state
 
