@@ -44,6 +44,10 @@ class DownloadError(PolyLMError, OSError):
     """A snapshot that could not be fetched from the hub or written to disk."""
 
 
+class EndpointError(PolyLMError, OSError):
+    """A server of OpenAI's interface that cannot be reached, refuses its clients, or answers something else."""
+
+
 class DependencyError(PolyLMError, ImportError):
     """An optional package that is missing or has an unsupported version."""
 

@@ -69,6 +69,15 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
         raise SnapshotError(f"{path.name} cannot be read ({_reason(error)}): download the snapshot again") from error
 
 
+def read_own_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file that a run of this package wrote; None where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def path_inside(folder: Path, name: str) -> Path:
     """Return the path of a file that a snapshot names, directly in its folder.
 

@@ -25,7 +25,7 @@ def create_backend(
         name: one of BACKENDS.
         snapshot: an opened snapshot.
         device, dtype: where and how the weights are kept.
-        backend_options: what the backend's constructor takes beside these.
+        backend_options: what the backend's constructor takes in addition.
 
     Raises:
         OptionError: an unknown backend or an option that it does not have.
@@ -34,7 +34,7 @@ def create_backend(
     known = _own_options(backend)
     for option in backend_options:
         if option not in known and not _takes_any(backend):
-            raise OptionError(f"Backend {name!r} has no option {option!r}: {_hint(option, known)}")
+            raise OptionError(f"Backend {name!r} has no option {option!r}: {_hint(name, option, known)}")
     created: Backend = backend(snapshot, device, dtype, **backend_options)
     return created
 
@@ -44,8 +44,13 @@ def _own_options(backend: type[Any]) -> list[str]:
     return list(inspect.signature(backend).parameters)[3:]
 
 
-def _hint(option: str, known: list[str]) -> str:
+def _hint(name: str, option: str, known: list[str]) -> str:
     owners = [name for name in BACKENDS if option in _own_options(_backend_class(name))]
+    if option == "quantization" and name == "transformers":
+        return (
+            "transformers quantises with configurations and packages of its own. Load the model with backend='native' "
+            "to quantise it here, or leave out quantization."
+        )
     if owners:
         return f"load the model with {' or '.join(f'backend={name!r}' for name in owners)} to use it."
     return suggestion(option, known, "it has") if known else "it has none."

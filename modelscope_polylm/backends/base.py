@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Completion, Deliver, Delta, DeltaStream
 from modelscope_polylm.generation.requests import Request, checked_requests
@@ -27,6 +29,12 @@ class Backend(abc.ABC):
     device: torch.device
     dtype: torch.dtype
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled. Raises TypeError."""
+        raise TypeError(
+            "A loaded model cannot be copied or pickled: threads may share it, and another process loads its own."
+        )
+
     def requests(
         self, prompts: Sequence[Sequence[int]], options: GenerationOptions | Sequence[GenerationOptions]
     ) -> list[Request]:
@@ -43,6 +51,20 @@ class Backend(abc.ABC):
         for each in [options] if isinstance(options, GenerationOptions) else options:
             self.check_options(each)
         return checked_requests(prompts, options, self.config)
+
+    def scoring_requests(self, texts: Sequence[Sequence[int]], starts: Sequence[int], best: int = 0) -> list[Request]:
+        """Texts whose own tokens are to be scored, as requests; each ends with a completion that has only `scores`.
+
+        Args:
+            texts: token ids.
+            starts: of each text the position, at least 1, from which on its tokens are scored; at most its length.
+            best: how many of the most probable tokens are told for each position.
+
+        Raises:
+            InputError: a text that is too long or has an unknown id, or a start with nothing before it.
+            OptionError: this backend does not score texts.
+        """
+        raise OptionError(f"backend={self.name!r} does not score texts: load the model with backend='native'.")
 
     @abc.abstractmethod
     def check_options(self, options: GenerationOptions) -> None:

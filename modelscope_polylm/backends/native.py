@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from modelscope_polylm.backends.base import Backend, DeltaStream, Request
 from modelscope_polylm.backends.placement import check_memory, check_precision
 from modelscope_polylm.backends.plausibility import check_plausibility
+from modelscope_polylm.errors import OptionError, suggestion
 from modelscope_polylm.generation.engine import Engine, check_native
 from modelscope_polylm.generation.loop import MAX_ROWS
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Deliver
+from modelscope_polylm.generation.requests import scoring_requests
 from modelscope_polylm.network.gpt2 import Decoder
+from modelscope_polylm.network.kernels.dispatch import settings as kernels
+from modelscope_polylm.network.kv_cache import CACHE_DTYPES
+from modelscope_polylm.network.quantization import QUANTIZATIONS, Weight
 from modelscope_polylm.snapshot import Snapshot
 
 
@@ -25,9 +30,15 @@ class NativeBackend(Backend):
         device: a CPU or a CUDA device that exists.
         dtype: of weights and KV cache; the residual stream, softmax and logits are fp32 in any case.
         max_rows: rows that run together at most; beams and samples count as rows.
-        reuse_prefixes: keep what was computed for a text, so that texts with the same begin need not compute it again.
+        reuse_prefixes: keep what was computed for a text, so that texts that start alike need not compute it again.
+        quantization: 'int8', 'fp8' or 'int4': the weights are rounded while they are loaded, and products are computed
+            in `dtype`; None keeps all of their bits.
+        kv_cache_dtype: 'int8' for half of the cache's memory; None: `dtype`.
+        deterministic: on a GPU no bit of an answer depends on what runs next to it (`KernelSettings.deterministic`);
+            from then on for all models of the process.
 
     Raises:
+        OptionError: an unknown quantization or type of the cache.
         DeviceError: the GPU does not compute in bfloat16, or the weights do not fit into the device's memory.
     """
 
@@ -40,20 +51,28 @@ class NativeBackend(Backend):
         dtype: torch.dtype,
         max_rows: int = MAX_ROWS,
         reuse_prefixes: bool = True,
+        quantization: str | None = None,
+        kv_cache_dtype: str | None = None,
+        deterministic: bool = False,
     ):
+        check_choice("quantization", quantization, QUANTIZATIONS)
+        check_choice("kv_cache_dtype", kv_cache_dtype, CACHE_DTYPES)
+        kernels.deterministic |= deterministic
         check_precision(dtype, device)
-        check_memory(snapshot.config, dtype, device)
+        check_memory(snapshot.config, dtype, device, quantization)
         self.config, self.device, self.dtype = snapshot.config, device, dtype
-        weights = snapshot.weight_files.load(snapshot.config, device, dtype)
-        if snapshot.adapter is not None:
-            snapshot.adapter.merge_(weights)
-        decoder = Decoder(snapshot.config, weights)
+        decoder = Decoder(snapshot.config, _weights(snapshot, device, dtype, quantization))
         check_plausibility(snapshot, decoder)
-        self.engine = Engine(decoder, snapshot.tokenizer, max_rows, reuse_prefixes)
+        cache_dtype = CACHE_DTYPES[kv_cache_dtype] if kv_cache_dtype else dtype
+        self.engine = Engine(decoder, snapshot.tokenizer, max_rows, reuse_prefixes, cache_dtype=cache_dtype)
 
     def check_options(self, options: GenerationOptions) -> None:
         """Stop strings together with beams are not here."""
         check_native(options)
+
+    def scoring_requests(self, texts: Sequence[Sequence[int]], starts: Sequence[int], best: int = 0) -> list[Request]:
+        """Make requests of texts that one prefill each scores."""
+        return scoring_requests(texts, starts, best, self.config, self.engine.vocab_size)
 
     def submit(
         self,
@@ -64,3 +83,28 @@ class NativeBackend(Backend):
     ) -> DeltaStream:
         """Let requests join the engine's batch."""
         return self.engine.submit(requests, partial, at_once, listener)
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raise OptionError for a value of an option that is neither None nor known."""
+    if value is not None and value not in known:
+        raise OptionError(f"{name}={value!r} is unknown: {suggestion(value, known)}")
+
+
+def _weights(
+    snapshot: Snapshot, device: torch.device, dtype: torch.dtype, quantization: str | None
+) -> Mapping[str, Weight]:
+    files, config, adapter = snapshot.weight_files, snapshot.config, snapshot.adapter
+    if config.quantization is not None:
+        if quantization is not None:
+            raise OptionError(
+                f"{snapshot.folder} is quantised already ({config.quantization}): load it without "
+                f"quantization={quantization!r}, or the model that it was made from with it."
+            )
+        return files.load_gptq(config, device, dtype)
+    if quantization is not None:
+        return files.load_quantized(config, device, dtype, quantization, adapter.merged if adapter else None)
+    weights = files.load(config, device, dtype)
+    if adapter is not None:
+        adapter.merge_(weights)
+    return weights

@@ -27,6 +27,8 @@ DTYPES = {
     "fp16": "float16",
     "half": "float16",
 }
+PROCESS_BYTES = 1_000_000_000
+"""What a process takes beyond weights and cache: 1.00 GB on an H100 (benchmarks/RESULTS.md), less on a CPU."""
 CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -116,20 +118,40 @@ def check_precision(dtype: torch.dtype, device: torch.device) -> None:
         )
 
 
-def check_memory(config: PolyLMConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise DeviceError for weights larger than the CPU's free memory, where the system would kill the process.
+def check_memory(
+    config: PolyLMConfig, dtype: torch.dtype, device: torch.device, quantization: str | None = None
+) -> None:
+    """Raise DeviceError, before anything is loaded, for weights larger than the free memory; tells what would fit.
 
-    A GPU without room raises an error of its own.
+    A CPU's swap space counts as free. On a GPU what else a process takes, PROCESS_BYTES, has to fit, too.
     """
-    if device.type != "cpu":
+    from modelscope_polylm.network.weights import weight_bytes
+
+    kind, size = quantization or str(dtype)[6:], weight_bytes(config, dtype.itemsize, quantization)
+    if device.type == "cpu":
+        free = _ram().free + _free_swap()
+        if size > free:
+            raise DeviceError(
+                f"The weights take {size / 1e9:.1f} GB in {kind}, but {free / 1e9:.1f} GB of memory are free: "
+                f"{_what_fits(config, dtype, free)}, or load them with torch_dtype='bfloat16', on a GPU, or with "
+                "backend='transformers', device_map='auto' and an offload_folder."
+            )
         return
-    needed, free = config.parameters * dtype.itemsize, _ram().free + _free_swap()
-    if needed > free:
+    free = free_bytes(device)
+    if size + PROCESS_BYTES > free:
         raise DeviceError(
-            f"The weights take {needed / 1e9:.1f} GB in {str(dtype)[6:]}, but {free / 1e9:.1f} GB of memory are free: "
-            "load them with torch_dtype='bfloat16', on a GPU, or with backend='transformers', device_map='auto' and "
-            "an offload_folder."
+            f"The weights take {size / 1e9:.1f} GB in {kind} and the work on them {PROCESS_BYTES / 1e9:.1f} GB, but "
+            f"{device} has {free / 1e9:.1f} GB free: {_what_fits(config, dtype, free - PROCESS_BYTES)}."
         )
+
+
+def _what_fits(config: PolyLMConfig, dtype: torch.dtype, room: int) -> str:
+    from modelscope_polylm.network.quantization import QUANTIZATIONS
+    from modelscope_polylm.network.weights import weight_bytes
+
+    sizes = {name: weight_bytes(config, dtype.itemsize, name) for name in QUANTIZATIONS}
+    fitting = [f"quantization={name!r} ({size / 1e9:.1f} GB)" for name, size in sizes.items() if size <= room]
+    return f"load them with {' or '.join(fitting)}" if fitting else "no quantization fits either; free memory"
 
 
 def memories() -> list[Memory]:

@@ -25,6 +25,7 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
 )
 FLOATING = ("float32", "bfloat16", "float16", "float64")
+FLOATING_NAMES = ", ".join(FLOATING)
 
 
 class CheckpointFile:
@@ -143,8 +144,16 @@ def _no_weights(folder: Path) -> str:
     return f"no weights: {', '.join(WEIGHT_NAMES)} are all missing: download the snapshot again"
 
 
-def tensor_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorHeader]) -> list[str]:
-    """List the tensors that are missing, unexpected, misshapen or not floating, a line each, at most 20 of a kind."""
+def tensor_problems(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorHeader], integers: Collection[str] = ()
+) -> list[str]:
+    """List the tensors that are missing, unexpected, misshapen or of a wrong type, a line each, at most 20 of a kind.
+
+    Args:
+        expected: shapes by name.
+        found: headers by name.
+        integers: names of the tensors that hold int32; the others hold floating numbers.
+    """
     missing = [f"tensor {name} {_sizes(shape)} is missing" for name, shape in expected.items() if name not in found]
     unexpected = [
         f"tensor {shown(name)} {_sizes(header.shape)} is unexpected: GPT-2 has no such tensor"
@@ -158,9 +167,9 @@ def tensor_problems(expected: Mapping[str, tuple[int, ...]], found: Mapping[str,
         if header.shape != shape
     ]
     types = [
-        f"tensor {name} holds {header.dtype}, expected one of {', '.join(FLOATING)}"
+        f"tensor {name} holds {header.dtype}, expected {'int32' if name in integers else f'one of {FLOATING_NAMES}'}"
         for name, _, header in both
-        if header.dtype not in FLOATING
+        if (header.dtype != "int32" if name in integers else header.dtype not in FLOATING)
     ]
     return [line for lines in (missing, unexpected, misshapen, types) for line in shortened(lines)]
 

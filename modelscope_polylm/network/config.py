@@ -36,11 +36,28 @@ FIXED_KEYS = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+# What the entry quantization_config may say: GPTQ's first format, as `network.gptq` reads it; and the value of a key
+# that is missing.
+GPTQ_BITS = {4: "int4", 8: "int8"}
+GPTQ_GROUP = 128
+GPTQ_KEYS = {
+    "group_size": GPTQ_GROUP,
+    "sym": True,
+    "desc_act": False,
+    "lm_head": False,
+    "checkpoint_format": "gptq",
+    "format": "gptq",
+    "pack_dtype": "int32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PolyLMConfig:
-    """Sizes of a GPT-2 network: learned positions, tanh GELU, output tied to the embedding; the class it names."""
+    """Sizes of a GPT-2 network: learned positions, tanh GELU, output tied to the embedding; the class it names.
+
+    Attributes:
+        quantization: 'int4' or 'int8' where the files hold projections in GPTQ's format; None: plain numbers.
+    """
 
     vocab_size: int
     max_positions: int
@@ -50,6 +67,7 @@ class PolyLMConfig:
     intermediate_size: int
     epsilon: float
     architecture: str = ARCHITECTURES[0]
+    quantization: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PolyLMConfig:
@@ -67,9 +85,10 @@ class PolyLMConfig:
         epsilon = _epsilon(values, problems)
         if sizes["heads"] and sizes["hidden_size"] % sizes["heads"]:
             problems.append(f"n_embd {sizes['hidden_size']} cannot be divided among n_head {sizes['heads']} heads")
+        quantization = _quantization(values, sizes, problems)
         if problems:
             raise SnapshotError("\n".join(shortened([f"config.json: {problem}." for problem in problems])))
-        return cls(**sizes, epsilon=epsilon, architecture=_architecture(values))
+        return cls(**sizes, epsilon=epsilon, architecture=_architecture(values), quantization=quantization)
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json of these sizes, with the names of transformers' GPT2Config; `from_dict` reads it back."""
@@ -127,13 +146,46 @@ def _variant_problems(values: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         if key == "position_embedding_type" and "absolute" not in str(value):
             problems.append(f"{shown(key)} is {value!r:.80}, but only GPT-2's learned positions are supported")
-        if ("rotary" in key or "rope" in key or "alibi" in key) and value:
+        if ("rotary" in key or "rope" in key or "alibi" in key) and value and not _is_addition(key, values):
             problems.append(f"{shown(key)} is {value!r:.80}, but only GPT-2's learned positions are supported")
         if key in FIXED_KEYS and value not in (None, FIXED_KEYS[key]):
             problems.append(f"{shown(key)} is {value!r:.80}, but only {FIXED_KEYS[key]} is supported")
-    if values.get("quantization_config"):
-        problems.append("quantization_config is set, but only unquantized weights are supported")
     return problems
+
+
+def _is_addition(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether GPTQModel has put it there: it writes default rope_parameters for every model, and GPT-2 reads none."""
+    value = values[key]
+    is_default = isinstance(value, Mapping) and value.get("rope_type") == "default"
+    return key == "rope_parameters" and is_default and bool(values.get("quantization_config"))
+
+
+def _quantization(values: Mapping[str, Any], sizes: Mapping[str, int], problems: list[str]) -> str | None:
+    """The format of the projections that quantization_config names."""
+    settings = values.get("quantization_config")
+    if not settings:
+        return None
+    found = _gptq_problems(settings, sizes) if isinstance(settings, Mapping) else ["is no object with settings"]
+    advice = "quantise the original model with `polylm package MODEL OUT --quantization int4`"
+    problems.extend(f"quantization_config {problem}: {advice}" for problem in found)
+    return None if found else GPTQ_BITS[settings["bits"]]
+
+
+def _gptq_problems(settings: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
+    method, bits = settings.get("quant_method"), settings.get("bits")
+    if method != "gptq":
+        return [f"has quant_method {method!r:.40}, but only 'gptq' is supported"]
+    problems = [
+        f"has {key} {settings[key]!r:.40}, but only {value!r} is supported"
+        for key, value in GPTQ_KEYS.items()
+        if settings.get(key) not in (None, value)
+    ]
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in GPTQ_BITS:
+        problems.append(f"has bits {bits!r:.40}, but only 4 and 8 are supported")
+    if settings.get("dynamic"):
+        problems.append("has dynamic, rules for single layers, which are not supported")
+    widths = [sizes[name] for name in ("hidden_size", "intermediate_size") if sizes[name] % GPTQ_GROUP]
+    return problems + [f"needs sizes that are multiples of {GPTQ_GROUP}, unlike {width}" for width in widths]
 
 
 def _size(values: Mapping[str, Any], field: str, problems: list[str]) -> int:

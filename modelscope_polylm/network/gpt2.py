@@ -16,8 +16,11 @@ from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.attention import decode_attention
 from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, linear
+from modelscope_polylm.network.kernels.lm_head import lm_head_logits
 from modelscope_polylm.network.kernels.prefill_attention import TILE, prefill_attention
+from modelscope_polylm.network.kernels.quantized import embedding_rows
 from modelscope_polylm.network.kv_cache import KVCache
+from modelscope_polylm.network.quantization import Weight
 
 Norm = tuple[Tensor, Tensor, float, Tensor]
 """LayerNorm: weight, bias, epsilon, and the sum of the projections' biases, which the residual stream leaves out."""
@@ -28,19 +31,20 @@ class Decoder:
 
     Args:
         config: the sizes.
-        weights: tensors by canonical name, all of one floating dtype on one device.
+        weights: tensors by canonical name, all of one floating dtype on one device; projections and the token embedding
+            may be quantised, for products in that dtype.
     """
 
-    def __init__(self, config: PolyLMConfig, weights: Mapping[str, Tensor]):
+    def __init__(self, config: PolyLMConfig, weights: Mapping[str, Weight]):
         self.config = config
         self.embedding = weights["wte.weight"]
-        self.position_embedding = weights["wpe.weight"]
+        self.position_embedding = _tensor(weights, "wpe.weight")
         sums = _bias_sums(weights, config.layers)
         self._layers = [
             _LayerWeights(weights, f"h.{layer}.", config.epsilon, *sums[2 * layer : 2 * layer + 2])
             for layer in range(config.layers)
         ]
-        self._final_norm: Norm = (weights["ln_f.weight"], weights["ln_f.bias"], config.epsilon, sums[-1])
+        self._final_norm: Norm = (*_norm(weights, "ln_f"), config.epsilon, sums[-1])
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +86,8 @@ class Decoder:
         residual = self._embed(tokens, positions)
         for layer, weights in enumerate(self._layers):
             qkv = linear(layer_norm(residual, *weights.ln_1), *weights.c_attn)
-            context = prefill_attention(qkv, *cache.layer(layer), slot_table, tiles)
+            keys, values, scales = cache.layer(layer)
+            context = prefill_attention(qkv, keys, values, slot_table, tiles, scales=scales)
             if last is not None and layer == self.config.layers - 1:
                 context, residual = context[last], residual[last]
             residual = self._feed_forward(residual, context, weights)
@@ -118,7 +123,9 @@ class Decoder:
         residual = self._embed(tokens[rows], lengths[rows])
         for layer, weights in enumerate(self._layers):
             qkv = linear(layer_norm(residual, *weights.ln_1), *weights.c_attn)
-            context = decode_attention(qkv, *cache.layer(layer), slot_table, compact, lengths, prompt_lengths, groups)
+            keys, values, scales = cache.layer(layer)
+            state = (slot_table, compact, lengths, prompt_lengths, groups)
+            context = decode_attention(qkv, keys, values, *state, scales=scales)
             residual = self._feed_forward(residual, context, weights)
         return layer_norm(residual, *self._final_norm)
 
@@ -131,23 +138,34 @@ class Decoder:
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         # tokens, positions: [n] -> [n, hidden_size] fp32
-        return self.embedding[tokens].float() + self.position_embedding[positions]
+        return embedding_rows(self.embedding, tokens) + self.position_embedding[positions]
 
 
 class _LayerWeights:
-    def __init__(self, weights: Mapping[str, Tensor], prefix: str, epsilon: float, *deferred_biases: Tensor):
-        def pair(name: str) -> tuple[Tensor, Tensor]:
-            return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
+    def __init__(self, weights: Mapping[str, Weight], prefix: str, epsilon: float, *deferred_biases: Tensor):
+        def pair(name: str) -> tuple[Weight, Tensor]:
+            return weights[f"{prefix}{name}.weight"], _tensor(weights, f"{prefix}{name}.bias")
 
-        self.ln_1: Norm = (*pair("ln_1"), epsilon, deferred_biases[0])
-        self.ln_2: Norm = (*pair("ln_2"), epsilon, deferred_biases[1])
+        self.ln_1: Norm = (*_norm(weights, f"{prefix}ln_1"), epsilon, deferred_biases[0])
+        self.ln_2: Norm = (*_norm(weights, f"{prefix}ln_2"), epsilon, deferred_biases[1])
         self.c_attn, self.c_fc = pair("attn.c_attn"), pair("mlp.c_fc")
         self.attn_c_proj, self.mlp_c_proj = (weights[f"{prefix}{name}.c_proj.weight"] for name in ("attn", "mlp"))
 
 
-def _bias_sums(weights: Mapping[str, Tensor], layers: int) -> tuple[Tensor, ...]:
+def _tensor(weights: Mapping[str, Weight], name: str) -> Tensor:
+    tensor = weights[name]
+    assert isinstance(tensor, Tensor), f"{name} cannot be quantised"
+    return tensor
+
+
+def _norm(weights: Mapping[str, Weight], name: str) -> tuple[Tensor, Tensor]:
+    return _tensor(weights, f"{name}.weight"), _tensor(weights, f"{name}.bias")
+
+
+def _bias_sums(weights: Mapping[str, Weight], layers: int) -> tuple[Tensor, ...]:
     # -> [hidden_size] fp32 for each LayerNorm: what the biases of the projections before it have added
-    biases = [weights[f"h.{layer}.{part}.c_proj.bias"] for layer in range(layers) for part in ("attn", "mlp")]
+    names = [f"h.{layer}.{part}.c_proj.bias" for layer in range(layers) for part in ("attn", "mlp")]
+    biases = [_tensor(weights, name) for name in names]
     return torch.stack([torch.zeros_like(biases[0]), *biases]).float().cumsum(0).unbind()
 
 
@@ -193,4 +211,5 @@ def token_losses(decoder: Decoder, ids: Sequence[int]) -> Tensor:
     # ids: [length] -> [length - 1]
     hidden = prefill_whole(decoder, ids)[:-1]
     targets = torch.tensor(list(ids[1:]), device=decoder.device)
-    return F.cross_entropy(F.linear(hidden, decoder.embedding).float(), targets, reduction="none")
+    logits = lm_head_logits(hidden, decoder.embedding, decoder.config.vocab_size)
+    return F.cross_entropy(logits, targets, reduction="none")

@@ -35,13 +35,13 @@ Label = TypeVar("Label")
 
 
 def transfer(
-    labelled: Iterable[tuple[Label, TensorSource]], device: torch.device
+    labelled: Iterable[tuple[Label, TensorSource]], device: torch.device, ahead_bytes: int = AHEAD_BYTES
 ) -> Iterator[tuple[Label, Tensor, Tensor]]:
     """Yield each label, its tensor on the CPU, and its tensor on the device, in order.
 
-    What it yields is ready for work on the current stream. To CUDA the next tensors are on their way before one is
-    waited for, and the host holds READERS * CHUNK_BYTES besides the mapped files; a plain copy from mapped memory is
-    read by one thread and staged by the driver, at a fraction of the bus's speed.
+    What it yields is ready for work on the current stream. To CUDA the next tensors, up to `ahead_bytes` and at least
+    one, are on their way before one is waited for, and the host holds READERS * CHUNK_BYTES besides the mapped files; a
+    plain copy from mapped memory is read by one thread and staged by the driver, at a fraction of the bus's speed.
 
     Raises:
         OSError: a file ends too early.
@@ -56,7 +56,7 @@ def transfer(
         for label, source in labelled:
             started.append((label, source.tensor, readers.start(source)))
             ahead += source.tensor.nbytes
-            while len(started) > 1 and ahead > AHEAD_BYTES:
+            while len(started) > 1 and ahead > ahead_bytes:
                 first, tensor, finish = started.popleft()
                 ahead -= tensor.nbytes
                 yield first, tensor, finish()

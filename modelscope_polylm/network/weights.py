@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +16,16 @@ from torch import Tensor
 from modelscope_polylm.errors import DeviceError, SnapshotError, shortened, shown
 from modelscope_polylm.network.checkpoint import read_weight_index, tensor_problems
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.gptq import PARTS, from_parts, is_integer, part_shapes, projection_of
 from modelscope_polylm.network.loader import TensorSource, transfer
+from modelscope_polylm.network.quantization import (
+    FORMATS,
+    QUANTIZATIONS,
+    QuantizedMatrix,
+    Weight,
+    joined,
+    quantize,
+)
 from modelscope_polylm.network.weight_formats import TensorHeader
 
 logger = logging.getLogger(__name__)
@@ -25,8 +36,14 @@ WRAPPERS = re.compile(r"(?:(?:module|_orig_mod|base_model\.model)\.)*(?:transfor
 HEAD = "lm_head.weight"
 MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PROJECTION = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+EMBEDDING = "wte.weight"
 BLOCK_ROWS = 16384
-"""Rows of a tensor that are compared or checked at once where it is only read."""
+"""Rows of a tensor that are compared, checked or quantised at once."""
+QUANTIZED_AHEAD_BYTES = 256 << 20
+"""Bytes of tensors that may be on their way to a GPU while one is quantised, where memory is what is short."""
+
+Change = Callable[[str, Tensor], Tensor]
+"""From the name of a tensor and the tensor, projections as [out, in], to what is to be used in its place."""
 
 
 def declared_shapes(config: PolyLMConfig) -> dict[str, tuple[int, ...]]:
@@ -50,6 +67,34 @@ def declared_shapes(config: PolyLMConfig) -> dict[str, tuple[int, ...]]:
     return {**shapes, "ln_f.weight": (hidden,), "ln_f.bias": (hidden,)}
 
 
+def format_of(name: str, quantization: str | None) -> str | None:
+    """The format of a tensor under a quantization; None: it is kept as it is."""
+    if quantization is None:
+        return None
+    projections, embedding = QUANTIZATIONS[quantization]
+    return embedding if name == EMBEDDING else projections if PROJECTION.fullmatch(name) else None
+
+
+def weight_bytes(config: PolyLMConfig, itemsize: int, quantization: str | None = None) -> int:
+    """Bytes of all declared tensors; `itemsize` is that of a number which is not quantised."""
+    total = 0
+    for name, shape in declared_shapes(config).items():
+        is_stored = config.quantization is not None and PROJECTION.fullmatch(name)
+        chosen = config.quantization if is_stored else format_of(name, quantization)
+        total += FORMATS[chosen].bytes_of(*shape) if chosen else math.prod(shape) * itemsize
+    return total
+
+
+def projection_bytes(config: PolyLMConfig, itemsize: int, quantization: str | None = None) -> int:
+    """Bytes of all projections; `itemsize` is that of a number which is not quantised."""
+    shapes = {name: shape for name, shape in declared_shapes(config).items() if PROJECTION.fullmatch(name)}
+    formats = {name: format_of(name, quantization) for name in shapes}
+    return sum(
+        math.prod(shape) * itemsize if (chosen := formats[name]) is None else FORMATS[chosen].bytes_of(*shape)
+        for name, shape in shapes.items()
+    )
+
+
 def network_name(stored: str) -> str:
     """Return the network's name of a tensor in a file: its name there without what wrappers put before it."""
     return WRAPPERS.sub("", stored, count=1)
@@ -62,16 +107,22 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     This reads the weights once and takes no memory; on two cores 0.3 s of the 1.6 s in which 0.67 GB of bf16 load.
     """
     # tensors: any shapes -> flags [tensors] of each device; NaN in a tensor becomes its minimum and maximum
-    flags: dict[torch.device, dict[str, Tensor]] = {}
+    flags: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
-            flags.setdefault(tensor.device, {})[name] = torch.stack(torch.aminmax(tensor)).isfinite().all()
-    return [
-        name
-        for found in flags.values()
-        for name, is_finite in zip(found, torch.stack(list(found.values())).tolist(), strict=True)
-        if not is_finite
-    ]
+            flags.setdefault(tensor.device, []).append((name, _is_finite(tensor)))
+    return [name for found in flags.values() for name in _not_set(found)]
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    # tensor: any shape, not empty -> [] bool
+    return torch.stack(torch.aminmax(tensor)).isfinite().all()
+
+
+def _not_set(flags: Sequence[tuple[str, Tensor]]) -> list[str]:
+    # flags: [] bool, of one device
+    values = torch.stack([flag for _, flag in flags]).tolist() if flags else []
+    return list(dict.fromkeys(name for (name, _), value in zip(flags, values, strict=True) if not value))
 
 
 class WeightFiles:
@@ -105,7 +156,8 @@ class WeightFiles:
         for file in broken:
             for name in self._assigned[file.path.name]:
                 expected.pop(network_name(name), None)
-        tensors = [*shortened(self._duplicates()), *tensor_problems(expected, self._found())]
+        integers = {name for name in expected if is_integer(name)}
+        tensors = [*shortened(self._duplicates()), *tensor_problems(expected, self._found(), integers)]
         return [*problems, *(tensors or self._size_problems())]
 
     def is_conv1d(self, config: PolyLMConfig) -> bool:
@@ -141,25 +193,109 @@ class WeightFiles:
             The tensors of `declared_shapes`, on the device and of the dtype.
 
         Raises:
-            SnapshotError: all problems of the files, a line each; or numbers that are not finite, or not in the dtype.
+            SnapshotError: all problems of the files, a line each; projections that they hold quantised; or numbers that
+                are not finite, or not in the dtype.
             DeviceError: the weights do not fit on the device.
         """
         self._check(config)
+        if config.quantization is not None:
+            raise SnapshotError(
+                f"{self.folder} is quantised ({config.quantization}), and its plain numbers are needed here: take the "
+                "model that it was made from."
+            )
         is_conv1d = self.is_conv1d(config)
         weights: dict[str, Tensor] = {}
-        try:
+        with _explained(device, config.parameters * dtype.itemsize):
             for name, tensor, moved in transfer(self.tensors(set(declared_shapes(config))), device):
                 transposed = is_conv1d and PROJECTION.fullmatch(name) is not None
                 weights[name] = materialize(tensor, moved, dtype, transposed)
-            self._compare_head(weights["wte.weight"])
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            size = config.parameters * dtype.itemsize / 2**30
-            text = f"{device} has no room for {size:.1f} GiB of weights: free memory or use more GPUs."
-            raise DeviceError(text) from error
+            self._compare_head(weights[EMBEDDING])
         self.refuse(not_finite(weights), dtype)
         return weights
+
+    def load_quantized(
+        self,
+        config: PolyLMConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: str,
+        change: Change | None = None,
+    ) -> dict[str, Weight]:
+        """Read every declared tensor, and quantise each on the device before the next ones come.
+
+        The device never holds more than the result, one tensor and QUANTIZED_AHEAD_BYTES; the token embedding comes in
+        pieces.
+
+        Args:
+            config: the network.
+            device: where the weights go.
+            dtype: of products, and of tensors that are not quantised.
+            quantization: one of QUANTIZATIONS.
+            change: applied to tensors before they are quantised.
+
+        Raises:
+            SnapshotError, DeviceError: as `load`.
+        """
+        self._check(config)
+        is_conv1d = self.is_conv1d(config)
+        weights: dict[str, Weight] = {}
+        parts: list[QuantizedMatrix] = []
+        flags: list[tuple[str, Tensor]] = []
+        with _explained(device, weight_bytes(config, dtype.itemsize, quantization)):
+            for name, tensor, moved in transfer(self._pieces(config), device, QUANTIZED_AHEAD_BYTES):
+                flags.append((name, _is_finite(moved)))
+                chosen = format_of(name, quantization)
+                if chosen is None:
+                    weights[name] = materialize(tensor, moved, dtype, False)
+                    flags.append((name, _is_finite(moved.to(dtype))))
+                    continue
+                source = moved.t() if is_conv1d and name != EMBEDDING else moved
+                matrix = quantize(source if change is None else change(name, source), chosen, dtype)
+                if name == EMBEDDING:
+                    parts.append(matrix)
+                else:
+                    weights[name] = matrix
+            weights[EMBEDDING] = joined(parts)
+            del parts
+            self._compare_head(weights[EMBEDDING])
+        self.refuse(_not_set(flags), dtype)
+        return weights
+
+    def load_gptq(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Weight]:
+        """Read every declared tensor of files that hold the projections in GPTQ's format.
+
+        Args:
+            config: the network, with its `quantization`.
+            device: where the weights go.
+            dtype: of products, and of tensors that are not quantised.
+
+        Raises:
+            SnapshotError, DeviceError: as `load`; or a projection of another kind than `network.gptq` reads.
+        """
+        self._check(config)
+        assert config.quantization is not None, "files of plain numbers"
+        weights: dict[str, Weight] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
+        flags: list[tuple[str, Tensor]] = []
+        with _explained(device, weight_bytes(config, dtype.itemsize)):
+            for name, tensor, moved in transfer(self.tensors(set(self._stored_shapes(config))), device):
+                projection, part = projection_of(name)
+                kept = materialize(tensor, moved, moved.dtype if part else dtype, False)
+                flags.append((name, _is_finite(kept)))
+                if part is None:
+                    weights[name] = kept
+                    continue
+                found = parts.setdefault(projection, {})
+                found[part] = kept
+                if len(found) == len(PARTS):
+                    weights[projection] = from_parts(projection, parts.pop(projection), config.quantization, dtype)
+        self.refuse(_not_set(flags), dtype)
+        return weights
+
+    def _pieces(self, config: PolyLMConfig) -> Iterator[tuple[str, TensorSource]]:
+        """All declared tensors, the token embedding in blocks of rows."""
+        for name, source in self.tensors(set(declared_shapes(config))):
+            yield from ((name, piece) for piece in (source.split(BLOCK_ROWS) if name == EMBEDDING else [source]))
 
     def check_finite(self, config: PolyLMConfig, dtype: torch.dtype, names: Collection[str] | None = None) -> None:
         """Read weights that others load, and raise SnapshotError where numbers are not finite, or not in the dtype.
@@ -172,7 +308,8 @@ class WeightFiles:
         self._check(config)
         damaged = [
             name
-            for name, source in self.tensors(set(declared_shapes(config)) if names is None else names)
+            for name, source in self.tensors(set(self._stored_shapes(config)) if names is None else names)
+            if not is_integer(name)
             if any(not_finite({name: block.to(dtype)}) for block in source.tensor.split(BLOCK_ROWS))
         ]
         self.refuse(damaged, dtype)
@@ -210,11 +347,17 @@ class WeightFiles:
 
     def _stored_shapes(self, config: PolyLMConfig) -> dict[str, tuple[int, ...]]:
         shapes = declared_shapes(config)
+        if config.quantization is not None:
+            return {
+                stored: size
+                for name, shape in shapes.items()
+                for stored, size in _parts_or_whole(name, shape, config.quantization).items()
+            }
         if not self.is_conv1d(config):
             return shapes
         return {name: shape[::-1] if PROJECTION.fullmatch(name) else shape for name, shape in shapes.items()}
 
-    def _compare_head(self, embedding: Tensor) -> None:
+    def _compare_head(self, embedding: Weight) -> None:
         # embedding: [vocab, hidden]
         for _, head in self.tensors({HEAD}):
             if head.tensor.shape != embedding.shape or not _equal(head, embedding):
@@ -223,6 +366,11 @@ class WeightFiles:
                     "If these weights were trained with an output layer of their own, answers will be wrong.",
                     self.folder,
                 )
+
+
+def _parts_or_whole(name: str, shape: tuple[int, ...], quantization: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of what files hold of a tensor where projections are in GPTQ's format."""
+    return part_shapes(name, shape[0], shape[1], quantization) if PROJECTION.fullmatch(name) else {name: shape}
 
 
 def materialize(tensor: Tensor, moved: Tensor, dtype: torch.dtype, transposed: bool) -> Tensor:
@@ -234,13 +382,33 @@ def materialize(tensor: Tensor, moved: Tensor, dtype: torch.dtype, transposed: b
     return torch.empty(source.shape, dtype=dtype, device=moved.device).copy_(source)
 
 
+@contextlib.contextmanager
+def _explained(device: torch.device, size: int) -> Iterator[None]:
+    """Tell people of memory that is missing; `size` is what the weights take."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        text = f"{device} has no room for {size / 2**30:.1f} GiB of weights: free memory or use more GPUs."
+        raise DeviceError(text) from error
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     # torch has a class for it on GPUs alone
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _equal(head: TensorSource, embedding: Tensor) -> bool:
+def _equal(head: TensorSource, embedding: Weight) -> bool:
     # head.tensor, embedding: [vocab, hidden]
-    blocks = zip(embedding.split(BLOCK_ROWS), head.split(BLOCK_ROWS), strict=True)
-    moved_blocks = transfer(blocks, embedding.device)
-    return all(torch.equal(moved.to(embedding.dtype), expected) for expected, _, moved in moved_blocks)
+    starts = range(0, len(embedding), BLOCK_ROWS)
+    moved_blocks = transfer(zip(starts, head.split(BLOCK_ROWS), strict=True), embedding.device)
+    return all(_equal_rows(moved, embedding, start) for start, _, moved in moved_blocks)
+
+
+def _equal_rows(rows: Tensor, embedding: Weight, first: int) -> bool:
+    # rows: [n, hidden], embedding: [vocab, hidden]
+    if isinstance(embedding, Tensor):
+        return torch.equal(rows.to(embedding.dtype), embedding[first : first + len(rows)])
+    own, expected = quantize(rows, embedding.format), embedding.part(first, len(rows))
+    return torch.equal(own.words, expected.words) and torch.equal(own.scales, expected.scales)

@@ -91,7 +91,7 @@ def test_names_of_the_config_class() -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False, but only True"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config has quant_method None"),
         ({"n_embd": 0}, "n_embd is 0, but must be a whole number"),
         ({"n_layer": -1}, "n_layer is -1"),
         ({"n_layer": True}, "n_layer is True"),

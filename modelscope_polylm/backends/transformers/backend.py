@@ -14,7 +14,7 @@ from modelscope_polylm.backends.base import Backend, Completion, Delta, DeltaStr
 from modelscope_polylm.backends.placement import check_memory
 from modelscope_polylm.backends.transformers.arguments import batches, check_options
 from modelscope_polylm.backends.transformers.generate import GenerateCall, Report
-from modelscope_polylm.errors import DeviceError, OptionError, SnapshotError
+from modelscope_polylm.errors import DependencyError, DeviceError, OptionError, SnapshotError
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import Deliver
 from modelscope_polylm.network.weights import network_name, not_finite
@@ -22,7 +22,7 @@ from modelscope_polylm.snapshot import Snapshot
 
 
 class PolyLMHead(GPT2LMHeadModel):  # type: ignore
-    """GPT2LMHeadModel that knows what the 2023 files hold beside the weights: causal masks."""
+    """GPT2LMHeadModel that knows what the 2023 files hold next to the weights: causal masks."""
 
     _keys_to_ignore_on_load_unexpected = [r"attn\.bias$", r"attn\.masked_bias$"]  # noqa: RUF012  (transformers' type)
 
@@ -179,6 +179,13 @@ def _load(snapshot: Snapshot, dtype: torch.dtype, **placement: Any) -> Any:
         model = from_pretrained(snapshot.folder, dtype=dtype, local_files_only=True, **placement)
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"The weights do not fit on {where}: use more GPUs, or device_map='auto'.") from error
+    except ImportError as error:
+        raise DependencyError(f"transformers needs more packages for {snapshot.folder}: {error}") from error
+    except AttributeError as error:
+        # transformers 5.24 with gptqmodel 7.7: GPT-2's initialisation wants weights that quantised modules do not have
+        raise SnapshotError(
+            f"transformers cannot load {snapshot.folder} ({error}): use backend='native', which reads GPTQ's format."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise OptionError(f"transformers cannot load with device_map={where!r}: {error}") from error
     except (AssertionError, RuntimeError) as error:

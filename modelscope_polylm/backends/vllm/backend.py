@@ -21,6 +21,7 @@ from modelscope_polylm.backends.vllm.options import (
     check_device,
     check_names,
     check_options,
+    check_quantization,
     fixed_arguments,
     sampling_parameters,
 )
@@ -68,14 +69,14 @@ class VLLMBackend(Backend):
 
         Args:
             snapshot: an opened snapshot that vLLM can read, as `polylm package` writes it.
-            device: 'cpu' for vLLM's CPU build; otherwise the first GPU, and as many behind it as are needed.
+            device: 'cpu' for vLLM's CPU build; otherwise the first GPU, and as many after it as are needed.
             dtype: of the weights and the computation.
             tensor_parallel_size: GPUs that share each layer.
             pipeline_parallel_size: groups of GPUs that share the layers.
             gpu_memory_utilization: share of each GPU's memory for weights and KV cache; vLLM's default if None. On a
                 CPU it is the share of the memory of a NUMA node, 0.4 if None.
             max_model_len: most tokens of prompt and answer together; all positions if None.
-            quantization: one of vLLM's methods, such as 'fp8'.
+            quantization: one of vLLM's methods, such as 'fp8'; the native backend's int8 and int4 are not.
             distributed_executor_backend: 'mp' for processes of this machine, 'ray' for several machines.
             engine_options: other arguments of vLLM's AsyncEngineArgs, such as `max_num_seqs` or `enforce_eager`.
 
@@ -85,6 +86,7 @@ class VLLMBackend(Backend):
             OptionError: an option that vLLM does not know or refuses.
             DeviceError: a device that vLLM does not run on, too few GPUs, or too little memory.
         """
+        check_quantization(quantization)
         import_vllm()
         if engine_options.get("load_format") != "dummy":
             check_packaged(snapshot)

@@ -129,7 +129,7 @@ def _errors_at_start() -> Iterator[None]:
         raise DeviceError(
             f"vLLM could not start: {_first_lines(error)}. Its log above says why. Most often memory is short (lower "
             "gpu_memory_utilization or max_model_len), or the program starts the pipeline when it is imported: vLLM "
-            "starts processes that import it again, so put the start behind `if __name__ == '__main__':`."
+            "starts processes that import it again, so put the start under `if __name__ == '__main__':`."
         ) from error
 
 

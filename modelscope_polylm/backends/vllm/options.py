@@ -14,7 +14,7 @@ from modelscope_polylm.generation.requests import Request
 from modelscope_polylm.snapshot import Snapshot
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.01, 2.0
-"""vLLM raises what is lower, in silence but for a log line, and refuses what is higher."""
+"""vLLM raises what is lower, with no more than a log line, and refuses what is higher."""
 LEAST_TOP_P = 1e-9
 """Stands for 0, which vLLM refuses: the most probable token alone remains."""
 
@@ -162,6 +162,15 @@ RESERVED = {
     "logprobs_mode": "log-probabilities are always the model's own",
 }
 """Arguments of vLLM that are not the caller's, and why."""
+
+
+def check_quantization(quantization: str | None) -> None:
+    """Raise OptionError for a quantization of the native backend that vLLM does not have."""
+    if quantization in ("int8", "int4"):
+        raise OptionError(
+            f"quantization={quantization!r} is the native backend's: vLLM quantises to 'fp8' while it loads. Take that "
+            "or load the model with backend='native'."
+        )
 
 
 def check_names(engine_options: Mapping[str, Any]) -> None:

@@ -9,5 +9,5 @@ by a single bit on the rows next to it. What that rests on:
 
 - a product's sums are never cut, and the matrix units' instructions of all sizes round alike (`products_triton.py`);
 - attention is cut into blocks by position, and blocks are folded in order (`attention_triton.py`);
-- other sums over a row take one number of warps for all numbers of rows, or are exact (`sums_triton.py`).
+- other sums over a row take one number of warps for all numbers of rows, or are exact (`order_triton.py`).
 """

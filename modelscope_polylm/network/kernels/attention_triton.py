@@ -21,11 +21,11 @@ from torch import Tensor
 from modelscope_polylm.network.kernels.dispatch import counters
 from modelscope_polylm.network.kernels.order_triton import (
     admit_next,
+    exact_sum,
     last_to_arrive,
     launch_options,
     wait_for_previous,
 )
-from modelscope_polylm.network.kernels.sums_triton import exact_sum
 
 if TYPE_CHECKING:
     from modelscope_polylm.network.kernels.configs import AttentionConfig
@@ -72,13 +72,73 @@ def unit_block(unit, shared, own_blocks, size):
     return owner, tl.where(own < 0, unit, shared + own % own_blocks)
 
 
+INT8_TO_BF16 = tl.constexpr("""{
+    .reg .b32 a, b, one, minus_zero;
+    mov.b32 one, 0x3F803F80;
+    mov.b32 minus_zero, 0x80008000;
+    prmt.b32 $0, $2, 0, 0x4140;
+    prmt.b32 $1, $2, 0, 0x4342;
+    lop3.b32 a, $0, 0x00800080, 0xC300C300, 0xEA;
+    lop3.b32 b, $1, 0x00800080, 0xC300C300, 0xEA;
+    lop3.b32 $0, $0, 0x007F007F, 0x43004300, 0xEA;
+    lop3.b32 $1, $1, 0x007F007F, 0x43004300, 0xEA;
+    fma.rn.bf16x2 $0, $0, one, a;
+    fma.rn.bf16x2 $1, $1, one, b;
+    fma.rn.bf16x2 $0, $0, $3, minus_zero;
+    fma.rn.bf16x2 $1, $1, $4, minus_zero;
+}""")
+"""PTX from four int8 and their bf16 scales to the four products in bf16; see PAIRS in `quantized_triton`."""
+
+
 @triton.jit
-def store_new(queries, keys, values, slot, exists, HEADS: tl.constexpr, HEAD: tl.constexpr):
+def plain(numbers, scales, place, DTYPE: tl.constexpr):
+    # numbers: [T, HEAD] int8, scales: pointer to bf16, place: [T] -> [T, HEAD] DTYPE
+    scale = tl.broadcast_to(tl.load(scales + place)[:, None], numbers.shape)
+    if tl.bfloat16 == DTYPE:
+        return tl.inline_asm_elementwise(
+            INT8_TO_BF16, "=&r,=&r,r,r,r", [numbers, scale], tl.bfloat16, is_pure=True, pack=4
+        )
+    else:
+        return (numbers.to(tl.float32) * scale.to(tl.float32)).to(DTYPE)
+
+
+@triton.jit
+def cache_scale(largest):
+    # largest: [Q] -> [Q] fp32, largest / 127 rounded up to what bf16 holds
+    bits = (largest * 0.007874015748031496).to(tl.int32, bitcast=True)
+    return ((bits + 0xFFFF) & -0x10000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def store_cached(numbers, target, scales, slot, exists, HEAD: tl.constexpr, SCALED: tl.constexpr):
+    # numbers: [Q, HEAD], target: [S, HEAD], scales: [S] if SCALED, slot, exists: [Q]
+    # -> what the cache then holds: [Q, HEAD] in the dtype of the numbers
+    place, stored = target + slot[:, None] * HEAD + tl.arange(0, HEAD)[None, :], exists[:, None]
+    if SCALED:
+        exact = numbers.to(tl.float32)
+        scale = cache_scale(tl.max(tl.abs(exact), 1))
+        factor = tl.broadcast_to(tl.div_rn(1.0, tl.where(scale == 0.0, 1.0, scale))[:, None], exact.shape)
+        # added and taken off, 1.5 * 2^23 rounds to whole numbers; fused on purpose
+        whole = tl.fma(exact, factor, tl.full(exact.shape, 12582912.0, tl.float32)) - 12582912.0
+        tl.store(place, whole.to(tl.int8), mask=stored)
+        tl.store(scales + slot, scale.to(tl.bfloat16), mask=exists)
+        numbers = (whole * scale[:, None]).to(numbers.dtype)
+    else:
+        tl.store(place, numbers, mask=stored)
+    return numbers
+
+
+@triton.jit
+def store_new(
+    queries, keys, values, key_scales, value_scales, slot, exists,
+    HEADS: tl.constexpr, HEAD: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
     # queries: [Q, HEAD] pointers into qkv, slot, exists: [Q] -> the new keys and values are in the cache
-    place = slot[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     stored = exists[:, None]
-    tl.store(keys + place, tl.load(queries + HEADS * HEAD, mask=stored), mask=stored)
-    tl.store(values + place, tl.load(queries + 2 * HEADS * HEAD, mask=stored), mask=stored)
+    key = tl.load(queries + HEADS * HEAD, mask=stored, other=0.0)
+    store_cached(key, keys, key_scales, slot, exists, HEAD, SCALED)
+    value = tl.load(queries + 2 * HEADS * HEAD, mask=stored, other=0.0)
+    store_cached(value, values, value_scales, slot, exists, HEAD, SCALED)
     # every program that reads them stores them itself, so it has to wait for nobody else
     tl.debug_barrier()
 
@@ -107,13 +167,14 @@ def fold_blocks(
 
 @triton.jit
 def decode_attention_kernel(
-    qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, maxima, sums, partials,
-    counter, table_stride, cache_stride, row_blocks, scale,
+    qkv, key_cache, value_cache, scales, slot_table, rows, lengths, prompt_lengths, groups, out, maxima, sums, partials,
+    counter, table_stride, cache_slots, row_blocks, scale,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK_T: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     SPLITS: tl.constexpr, GROUP_SPLITS: tl.constexpr, UNITS: tl.constexpr, STAGES: tl.constexpr,
-    AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+    AT_ONCE: tl.constexpr, SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # qkv: [n, 3, HEADS, HEAD], caches: [HEADS, S, HEAD], slot_table: [R, table_stride], out: [n, HEADS, HEAD]
+    # qkv: [n, 3, HEADS, HEAD], caches: [HEADS, S, HEAD], scales: [2, HEADS, S] if SCALED, out: [n, HEADS, HEAD]
+    # slot_table: [R, table_stride]
     # maxima, sums: [n, HEADS, row_blocks], partials: [n, HEADS, row_blocks, HEAD]
     # lengths, slots and what is cached were complete before the step began, so they are read before the wait
     head, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -133,8 +194,10 @@ def decode_attention_kernel(
         return
     begin, end = split * share, tl.minimum(split * share + share, units)
     q, lane, d = tl.arange(0, QUERIES), tl.arange(0, BLOCK_T), tl.arange(0, HEAD)[None, :]
-    head_keys = key_cache + head.to(tl.int64) * cache_stride
-    head_values = value_cache + head.to(tl.int64) * cache_stride
+    head_slots = head.to(tl.int64) * cache_slots
+    head_keys, head_values = key_cache + head_slots * HEAD, value_cache + head_slots * HEAD
+    key_scales = scales + head_slots
+    value_scales = key_scales + HEADS * cache_slots
     D: tl.constexpr = HEADS * HEAD
     group_rows = tl.load(rows + first + q, mask=q < size, other=0)
     new_slot = tl.load(slot_table + group_rows.to(tl.int64) * table_stride + length, mask=q < size, other=0)
@@ -145,7 +208,7 @@ def decode_attention_kernel(
     wait_for_previous(OVERLAP)
     queries = qkv + (first + q).to(tl.int64)[:, None] * (3 * D) + head * HEAD + d
     query = tl.load(queries, mask=(q < size)[:, None], other=0.0)
-    store_new(queries, head_keys, head_values, new_slot, q < size, HEADS, HEAD)
+    store_new(queries, head_keys, head_values, key_scales, value_scales, new_slot, q < size, HEADS, HEAD, SCALED)
     m = tl.full((QUERIES,), float("-inf"), tl.float32)
     l = tl.zeros((QUERIES,), tl.float32)
     acc = tl.zeros((QUERIES, HEAD), tl.float32)
@@ -154,6 +217,8 @@ def decode_attention_kernel(
         t = block * BLOCK_T + lane
         place = slot[:, None] * HEAD + d
         key, value = tl.load(head_keys + place), tl.load(head_values + place)
+        if SCALED:
+            key, value = plain(key, key_scales, slot, query.dtype), plain(value, value_scales, slot, query.dtype)
         # the slots of the next unit are on their way, so that its keys can be, too
         next_owner, next_block = unit_block(tl.minimum(unit + 1, end - 1), shared, own_blocks, size)
         slots = slot_table + tl.load(rows + first + next_owner).to(tl.int64) * table_stride
@@ -183,8 +248,8 @@ def decode_attention_kernel(
 
 
 def launch_decode_attention(
-    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, slot_table: Tensor, rows: Tensor, lengths: Tensor,
-    prompt_lengths: Tensor, groups: Tensor, out: Tensor, config: AttentionConfig,
+    qkv: Tensor, key_cache: Tensor, value_cache: Tensor, scales: Tensor | None, slot_table: Tensor, rows: Tensor,
+    lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, out: Tensor, config: AttentionConfig,
 ) -> None:  # fmt: skip
     # qkv: [n, 3D], caches: [H, S, head_dim], slot_table: [R, T], rows: [n], groups: [n, 2], out: [n, D]
     heads, slots, head_dim = key_cache.shape
@@ -194,10 +259,11 @@ def launch_decode_attention(
     sums = torch.empty(2, cells, dtype=torch.float32, device=qkv.device)
     partials = torch.empty(cells, head_dim, dtype=torch.float32, device=qkv.device)
     decode_attention_kernel[(heads, len(groups), config.group_splits)](
-        qkv, key_cache, value_cache, slot_table, rows, lengths, prompt_lengths, groups, out, sums[0], sums[1], partials,
-        counters(qkv.device), positions, slots * head_dim, row_blocks, LOG2_E / head_dim**0.5,
+        qkv, key_cache, value_cache, qkv if scales is None else scales, slot_table, rows, lengths, prompt_lengths,
+        groups, out, sums[0], sums[1], partials, counters(qkv.device), positions, slots, row_blocks,
+        LOG2_E / head_dim**0.5,
         HEADS=heads, HEAD=head_dim, BLOCK_T=config.block_t, QUERIES=QUERIES,
         ROWS=min(QUERIES, triton.next_power_of_2(count)), SPLITS=config.splits, GROUP_SPLITS=config.group_splits,
-        UNITS=config.min_units, STAGES=config.stages, AT_ONCE=BLOCKS_AT_ONCE,
+        UNITS=config.min_units, STAGES=config.stages, AT_ONCE=BLOCKS_AT_ONCE, SCALED=scales is not None,
         **launch_options(qkv.device, config.warps, registers=config.registers),
     )  # fmt: skip

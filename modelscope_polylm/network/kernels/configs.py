@@ -12,12 +12,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from modelscope_polylm.network.kernels.dispatch import multiprocessors, settings, shared_memory
+from modelscope_polylm.network.quantization import BLOCK_WORDS, FORMATS, QuantizedMatrix
 
 MAX_ROWS = 64
-"""Rows up to which our products are faster than the library's; beyond, ours only stand in where its sums are cut."""
+"""Rows up to which our products in 16 bits are faster than the library's."""
+
+UNCUT_ROWS = 512
+"""From so many rows on the library cuts the inputs of no projection."""
 
 MAX_FP32_ROWS, MAX_FP32_LM_HEAD_ROWS = 8, 4
 """The same in fp32, where the library is only left out for more rows if results must be deterministic."""
+
+QUANTIZED_PROGRAMS = {"int8": 320, "fp8": 320, "int4": 400}
+"""Programs for one block of rows that the inputs are shared out to: about three on each multiprocessor of an H100, as
+the others read while one unpacks."""
+MAX_QUANTIZED_ROWS = 64
+"""Rows up to which unpacking weights in registers is faster than a library's product with plain numbers of them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,25 @@ class MatrixConfig:
     def shared_bytes(self) -> int:
         """What the pipelined reads of weights and inputs keep in shared memory, in 16 bits."""
         return self.stages * (self.block_n + self.block_m) * self.block_k * 2
+
+
+@dataclass(frozen=True)
+class QuantizedConfig:
+    """Matrix-unit kernel over weights of 8 or 4 bits: block_n outputs of block_m rows, a block of words at a time.
+
+    `stages` blocks of words and their inputs are on their way at once. The inputs are shared by `parts` programs, whose
+    sums are then added up in order. Only `parts` decides about the bits of the result.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    parts: int = 1
+
+    def shared_bytes(self, streams: int, itemsize: int) -> int:
+        """What the pipelined reads keep in shared memory at most, with `streams` weights in a word."""
+        return self.stages * BLOCK_WORDS * (4 * self.block_n + streams * self.block_m * itemsize)
 
 
 @dataclass(frozen=True)
@@ -91,9 +120,8 @@ MATRIX_BLOCKS: dict[str, tuple[tuple[int, Blocks], ...]] = {
     "c_attn": ((16, (64, 128, 4, 4)), (64, (128, 64, 4, 6))),
     "attn.c_proj": ((16, (64, 256, 4, 4)), (64, (64, 128, 4, 6))),
     "c_fc": ((16, (64, 128, 4, 4)), (64, (64, 128, 4, 6))),
-    "mlp.c_proj": ((16, (64, 256, 4, 4)), (64, (64, 128, 4, 6)), (128, (64, 64, 4, 8))),
+    "mlp.c_proj": ((16, (64, 256, 4, 4)), (64, (64, 128, 4, 6))),
 }
-MANY_ROWS: Blocks = (128, 64, 4, 4)
 
 
 def choose_linear(
@@ -103,19 +131,65 @@ def choose_linear(
     if dtype == torch.float32 or (rows <= 2 and not settings.deterministic):
         return VectorConfig(_power_of_two(rows, 1, 8), block_n=4, block_k=1024, warps=4)
     table = MATRIX_BLOCKS[_projection(outputs, inputs)]
-    blocks = next((blocks for most, blocks in table if rows <= most), MANY_ROWS)
-    return _fitting(MatrixConfig(_power_of_two(rows, 16, 128), *blocks), device)
+    blocks = next((blocks for most, blocks in table if rows <= most), table[-1][1])
+    return _fitting(MatrixConfig(_power_of_two(rows, 16, 64), *blocks), device)
 
 
-def prefers_library(rows: int, outputs: int, inputs: int, dtype: torch.dtype, fp32_rows: int = MAX_FP32_ROWS) -> bool:
-    """Whether the library's product is faster on CUDA and, if results must be deterministic, gives the same bits.
-
-    In 16 bits it does where it sums each output over all inputs in one go; it cuts where outputs are few. Read off
-    cuBLAS 13 on an H200 for the shapes of 13B and 1.7B and for 65 to 8,192 rows (tests, `-m gpu`).
-    """
+def prefers_library(rows: int, dtype: torch.dtype, fp32_rows: int = MAX_FP32_ROWS) -> bool:
+    """Whether the library's product is faster on CUDA and, if results must be deterministic, can give the same bits."""
     if dtype == torch.float32:
         return rows > fp32_rows and not settings.deterministic
-    return rows > MAX_ROWS and (not settings.deterministic or inputs <= outputs or rows >= 512)
+    return rows > MAX_ROWS
+
+
+def takes_quantized(rows: int) -> bool:
+    """Whether a product unpacks weights in registers; beyond, plain numbers give other bits."""
+    return rows <= MAX_QUANTIZED_ROWS or settings.deterministic
+
+
+def choose_quantized(rows: int, matrix: QuantizedMatrix, device: torch.device) -> QuantizedConfig:
+    """The kernel for x [rows, inputs] @ matrix [outputs, inputs]."""
+    is_c_attn = _projection(*matrix.shape) == "c_attn"
+    if matrix.format == "int4":
+        block_n, warps, stages = (128, 8, 2) if rows > 16 else (64, 4, 3 if is_c_attn else 2)
+    elif rows > 16:
+        block_n, warps, stages = (128, 8, 3) if is_c_attn else (64, 4, 2)
+    else:
+        block_n, warps, stages = 64, 4, 3
+    config = QuantizedConfig(_power_of_two(rows, 16, 64), block_n, warps, stages, quantized_parts(matrix))
+    return _fitting_quantized(config, matrix, device)
+
+
+def quantized_parts(matrix: QuantizedMatrix) -> int:
+    """Programs that share the inputs of a tile: independent of the rows and of the card, as bits depend on it."""
+    blocks = matrix.words.shape[1] // BLOCK_WORDS
+    wanted = max(1, min(blocks, QUANTIZED_PROGRAMS[matrix.format] // -(-len(matrix) // 64)))
+    return -(-blocks // -(-blocks // wanted))
+
+
+def choose_quantized_lm_head(rows: int, matrix: QuantizedMatrix, device: torch.device) -> QuantizedConfig:
+    """The kernel for hidden [rows, D] @ embedding [V, D]; its tiles are those of 16 bits."""
+    config = QuantizedConfig(_power_of_two(rows, 16, 64), LM_HEAD_TILE, 4 if rows <= 32 else 8, 3)
+    return _fitting_quantized(config, matrix, device)
+
+
+def _fitting_quantized(config: QuantizedConfig, matrix: QuantizedMatrix, device: torch.device) -> QuantizedConfig:
+    room, streams, itemsize = shared_memory(device), FORMATS[matrix.format].streams, matrix.dtype.itemsize
+    while config.shared_bytes(streams, itemsize) > room and config.stages > 2:
+        config = replace(config, stages=config.stages - 1)
+    while config.shared_bytes(streams, itemsize) > room and config.block_m > 16:
+        config = replace(config, block_m=config.block_m // 2)
+    # without a pipeline one operand after the other is there
+    return config if config.shared_bytes(streams, itemsize) <= room else replace(config, stages=1)
+
+
+def library_rows(rows: int, outputs: int, inputs: int) -> int:
+    """How many rows to hand to the library's product in 16 bits, so that it has the bits of ours if it must.
+
+    It sums each output over all inputs in one go, except where inputs are more than outputs and rows are few. Read off
+    cuBLAS 13 on an H200 for the shapes of 13B and 1.7B and for 65 to 8,192 rows (tests, `-m gpu`).
+    """
+    return max(rows, UNCUT_ROWS) if settings.deterministic and inputs > outputs else rows
 
 
 def _power_of_two(rows: int, least: int, most: int) -> int:
@@ -144,11 +218,14 @@ def key_block(dtype: torch.dtype) -> int:
     return 32 if dtype == torch.float32 else 64
 
 
-def choose_attention(rows: int, groups: int, heads: int, dtype: torch.dtype, device: torch.device) -> AttentionConfig:
+def choose_attention(
+    rows: int, groups: int, heads: int, dtype: torch.dtype, device: torch.device, is_int8: bool = False
+) -> AttentionConfig:
     """Cuts long rows so that few of them fill the card; independent of the lengths, which grow on the device.
 
     In 16 bits, of 9 rows and more several programs share a multiprocessor: two warps and keys on their way made a layer
-    of 64 rows take 259 us instead of 285, and one of 256 rows 586 instead of 685 (H200, 192 cached tokens).
+    of 64 rows take 259 us instead of 285, and one of 256 rows 586 instead of 685 (H200, 192 cached tokens). Keys and
+    values of an int8 cache pass through registers, and are not on their way (Triton 3.9 fails to compile it).
     """
     splits = max(1, min(13, round(2.5 * multiprocessors(device) / (groups * heads))))
     # many groups of one row fill the card as they are, and programs without work cost time, too
@@ -157,14 +234,16 @@ def choose_attention(rows: int, groups: int, heads: int, dtype: torch.dtype, dev
         return AttentionConfig(key_block(dtype), 4, splits, group_splits, registers=255)
     if rows <= 8:
         return AttentionConfig(key_block(dtype), 4, splits, group_splits, registers=254 if rows <= 2 else 128)
+    if is_int8:
+        return AttentionConfig(key_block(dtype), 4, splits, group_splits, registers=128)
     return AttentionConfig(key_block(dtype), 2, splits, group_splits, registers=168, stages=2)
 
 
-def choose_prefill_attention(dtype: torch.dtype) -> PrefillAttentionConfig:
-    """For segments of any length."""
+def choose_prefill_attention(dtype: torch.dtype, is_int8: bool = False) -> PrefillAttentionConfig:
+    """For segments of any length; an int8 cache is unpacked through shared memory, which leaves less for stages."""
     if dtype == torch.float32:
         return PrefillAttentionConfig(16, key_block(dtype), warps=4, stages=1)
-    return PrefillAttentionConfig(64, key_block(dtype), warps=4, stages=3)
+    return PrefillAttentionConfig(64, key_block(dtype), warps=4, stages=2 if is_int8 else 3)
 
 
 def choose_lm_head(rows: int, dtype: torch.dtype, device: torch.device) -> VectorConfig | MatrixConfig:

@@ -28,9 +28,9 @@ class KernelSettings:
         a CPU only under Triton's interpreter). The environment variable POLYLM_KERNELS sets the first value.
     overlap: launch each kernel while the one before it ends (programmatic dependent launch, compute capability 9.0
         and later).
-    deterministic: products of a row do not depend by a single bit on the number of rows (compute capability 9.0, bf16).
-        False takes what is faster and sums in another order: multiply-adds for 1 and 2 rows, and the library's products
-        for more than 64 rows of fp32 and for 65 to 511 rows of mlp.c_proj in 16 bits.
+    deterministic: no bit of a row's result depends on the number of rows (compute capability 9.0). False takes what is
+        faster and sums in another order: multiply-adds for 1 and 2 rows of 16 bits, and the library's own cuts of
+        fp32 and of mlp.c_proj for many rows.
     """
 
     mode: str = "auto"
@@ -104,7 +104,7 @@ def overlaps(device: torch.device) -> bool:
 
 @functools.cache
 def counters(device: torch.device) -> Tensor:
-    """[COUNTERS] int32 zeros shared by all kernels of a device, which leave zeros behind.
+    """[COUNTERS] int32 zeros shared by all kernels of a device, which reset them to zero.
 
     Kernels of one device must therefore run in one order: on one stream, or on streams that wait for each other.
     """

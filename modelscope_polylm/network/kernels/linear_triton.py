@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
-from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
+from modelscope_polylm.network.kernels.configs import MatrixConfig, QuantizedConfig, VectorConfig
+from modelscope_polylm.network.kernels.dispatch import counters
+from modelscope_polylm.network.kernels.order_triton import (
+    admit_next,
+    last_to_arrive,
+    launch_options,
+    wait_for_previous,
+)
 from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_tile, vector_tile
+from modelscope_polylm.network.kernels.quantized_triton import prefetch_words, quantized_operands, quantized_tile
+from modelscope_polylm.network.quantization import QuantizedMatrix
 
 GELU_BLOCK = 2048
+PREFETCHED_BLOCKS = 2
+"""Blocks of words that are read ahead while the kernel before still runs."""
 
 
 @triton.jit
@@ -68,6 +79,33 @@ def matrix_kernel(
 
 
 @triton.jit
+def quantized_kernel(
+    x, words, scales, word_rows, bias, out, partials, counter, R, N,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FORMAT: tl.constexpr, PARTS: tl.constexpr,
+    AHEAD: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    # x, words, scales: see `quantized_tile`, word_rows: the words without descriptor
+    # bias: [N], out: [R, N], partials: [PARTS, R, N] fp32
+    # a program makes BLOCK_N outputs of BLOCK_M rows over one part of the inputs; the last one of a tile adds them up
+    first_row, first, part = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N, tl.program_id(2)
+    admit_next(OVERLAP)
+    if OVERLAP and AHEAD > 0:
+        prefetch_words(word_rows, first, part, N, K, BLOCK_N, FORMAT, PARTS, AHEAD)
+    wait_for_previous(OVERLAP)
+    total = quantized_tile(x, words, scales, first_row, first, part, R, N, K, BLOCK_M, BLOCK_N, FORMAT, PARTS)
+    if PARTS > 1:
+        row, n = first_row + tl.arange(0, BLOCK_M)[:, None], first + tl.arange(0, BLOCK_N)[None, :]
+        inside, own = (row < R) & (n < N), row.to(tl.int64)
+        tl.store(partials + (part * R + own) * N + n, total, mask=inside)
+        if not last_to_arrive(counter + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), PARTS):
+            return
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for i in tl.static_range(PARTS):
+            total += tl.load(partials + (i * R + own) * N + n, mask=inside, other=0.0, cache_modifier=".cg")
+    finish(total, bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU, ADD)
+
+
+@triton.jit
 def gelu_kernel(y, SIZE, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     # y: [SIZE], in place
     place = y + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -78,22 +116,38 @@ def gelu_kernel(y, SIZE, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
 
 
 def launch_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, gelu: bool, config: VectorConfig | MatrixConfig
+    x: Tensor,
+    weight: Tensor | QuantizedMatrix,
+    bias: Tensor | None,
+    out: Tensor,
+    gelu: bool,
+    config: VectorConfig | MatrixConfig | QuantizedConfig,
 ) -> None:
     # x: [R, K], weight: [N, K], bias: [N], None adds to out: [R, N]
     rows, (outputs, inputs) = x.shape[0], weight.shape
     row_blocks, tiles = triton.cdiv(rows, config.block_m), triton.cdiv(outputs, config.block_n)
-    fused = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GELU": gelu, "ADD": bias is None}
+    fused = {"BLOCK_N": config.block_n, "GELU": gelu, "ADD": bias is None}
     added = out if bias is None else bias
-    if isinstance(config, VectorConfig):
+    if isinstance(weight, QuantizedMatrix):
+        assert isinstance(config, QuantizedConfig)
+        partials = torch.empty(config.parts if config.parts > 1 else 0, rows, outputs, device=x.device)
+        quantized_kernel[(row_blocks, tiles, config.parts)](
+            x, *quantized_operands(weight, config), weight.words, added, out, partials, counters(x.device),
+            rows, outputs, K=inputs, BLOCK_M=config.block_m, FORMAT=weight.format, PARTS=config.parts,
+            AHEAD=PREFETCHED_BLOCKS, **fused,
+            **launch_options(x.device, config.warps, config.stages),
+        )  # fmt: skip
+    elif isinstance(config, VectorConfig):
         vector_kernel[(tiles, row_blocks)](
-            x, weight, added, out, rows, outputs, K=inputs, ROWS=config.block_m, **fused,
-            **launch_options(x.device, config.warps),
+            x, weight, added, out, rows, outputs, K=inputs, ROWS=config.block_m, BLOCK_K=config.block_k, **fused,
+            **launch_options(x.device, config.warps, fuses=weight.dtype != torch.float32),
         )  # fmt: skip
     else:
+        assert isinstance(config, MatrixConfig)
         matrix_kernel[(row_blocks, tiles)](
             *matrix_operands(x, weight, config), added, out, rows, outputs, triton.cdiv(inputs, config.block_k),
-            BLOCK_M=config.block_m, **fused, **launch_options(x.device, config.warps, config.stages),
+            BLOCK_M=config.block_m, BLOCK_K=config.block_k, **fused,
+            **launch_options(x.device, config.warps, config.stages),
         )  # fmt: skip
 
 

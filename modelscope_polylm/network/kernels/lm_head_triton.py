@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, VectorConfig
-from modelscope_polylm.network.kernels.order_triton import admit_next, launch_options, wait_for_previous
+from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, QuantizedConfig, VectorConfig
+from modelscope_polylm.network.kernels.order_triton import admit_next, exact_sum, launch_options, wait_for_previous
 from modelscope_polylm.network.kernels.products_triton import matrix_operands, matrix_tile, vector_tile
-from modelscope_polylm.network.kernels.sums_triton import exact_sum
+from modelscope_polylm.network.kernels.quantized_triton import quantized_operands, quantized_tile
+from modelscope_polylm.network.quantization import QuantizedMatrix, Weight
 
 # sort key of no token: -inf with the highest id
 EMPTY = tl.constexpr((0x807FFFFF - (1 << 32)) << 32)
@@ -20,6 +21,8 @@ REDUCED = 64
 """Tiles that one program of `reduce_kernel` reads, whatever is kept of them: sums are then cut at the same places."""
 READ_ROWS = 16
 """Rows of logits that a program reads at once."""
+
+Config = VectorConfig | MatrixConfig | QuantizedConfig
 
 
 @triton.jit
@@ -58,17 +61,21 @@ def log_sum_exp(logits, COUNT: tl.constexpr):
 
 @triton.jit
 def logits_tile(
-    hidden, embedding, first_row, first, R, V,
+    hidden, embedding, scales, first_row, first, R, V,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
+    KIND: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # hidden: [R, K], embedding: [V, K], descriptors if MATRIX -> [ROWS, BLOCK_N] fp32 for the tokens from `first` on
+    # hidden: [R, K], embedding: [V, K], descriptors if KIND is "matrix", and if it is the name of a format see
+    # `quantized_tile`, as for the scales -> [ROWS, BLOCK_N] fp32 for the tokens from `first` on
     admit_next(OVERLAP)
-    if MATRIX:
+    if KIND == "vector":
+        tile = vector_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
+    elif KIND == "matrix":
         wait_for_previous(OVERLAP)
         tile = matrix_tile(hidden, embedding, first_row, first, tl.cdiv(K, BLOCK_K), ROWS, BLOCK_N, BLOCK_K)
     else:
-        tile = vector_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
+        wait_for_previous(OVERLAP)
+        tile = quantized_tile(hidden, embedding, scales, first_row, first, 0, R, V, K, ROWS, BLOCK_N, KIND, 1)
     return tile
 
 
@@ -88,14 +95,16 @@ def keep_candidates(
 
 @triton.jit
 def candidates_kernel(
-    values, ids, sums, limit, hidden, embedding, R, V,
+    values, ids, sums, limit, hidden, embedding, scales, R, V,
     K: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
+    KIND: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # values, ids, sums: see `keep_candidates`; hidden, embedding: see `logits_tile`
+    # values, ids, sums: see `keep_candidates`; hidden, embedding, scales: see `logits_tile`
     # the programs that read the same tile of the embedding run one after the other
     first_row, tile = tl.program_id(0) * ROWS, tl.program_id(1)
-    logits = logits_tile(hidden, embedding, first_row, tile * BLOCK_N, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
+    logits = logits_tile(
+        hidden, embedding, scales, first_row, tile * BLOCK_N, R, V, K, ROWS, BLOCK_N, BLOCK_K, KIND, OVERLAP,
+    )  # fmt: skip
     keep_candidates(logits, values, ids, sums, limit, first_row, tile, tl.num_programs(1), R, TOP, ROWS, BLOCK_N)
 
 
@@ -113,15 +122,18 @@ def logits_candidates_kernel(
     keep_candidates(block, values, ids, sums, limit, first_row, tile, tl.num_programs(1), R, TOP, ROWS, BLOCK_N)
 
 
-@triton.jit
+# a kernel that is compiled for one row might sum in another order
+@triton.jit(do_not_specialize=["R"])
 def logits_kernel(
-    logits, limit, hidden, embedding, R, V,
+    logits, limit, hidden, embedding, scales, R, V,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    MATRIX: tl.constexpr, OVERLAP: tl.constexpr,
+    KIND: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # logits: [R, V] fp32; hidden, embedding: see `logits_tile`
+    # logits: [R, V] fp32; hidden, embedding, scales: see `logits_tile`
     first_row, first = tl.program_id(0) * ROWS, tl.program_id(1) * BLOCK_N
-    tile = logits_tile(hidden, embedding, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, MATRIX, OVERLAP)
+    tile = logits_tile(
+        hidden, embedding, scales, first_row, first, R, V, K, ROWS, BLOCK_N, BLOCK_K, KIND, OVERLAP,
+    )  # fmt: skip
     token, row = (first + tl.arange(0, BLOCK_N))[None, :], first_row + tl.arange(0, ROWS)[:, None]
     tile = tl.where(token < limit, tile, float("-inf"))
     tl.store(logits + row.to(tl.int64) * V + token, tile, mask=(row < R) & (token < V))
@@ -149,22 +161,28 @@ def reduce_kernel(
     store_best(sort_keys(value, token), best_values + room * TOP, best_ids + room * TOP, room >= 0, TOP)
 
 
-def _arguments(hidden: Tensor, embedding: Tensor, config: VectorConfig | MatrixConfig) -> dict[str, Any]:
+def _arguments(hidden: Tensor, embedding: Weight, config: Config) -> dict[str, Any]:
     # hidden: [R, K], embedding: [V, K] -> arguments that both kernels of the vocabulary share
     rows, inputs = hidden.shape
-    shape = {"R": rows, "V": embedding.shape[0], "K": inputs, "ROWS": config.block_m}
-    blocks = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-    if isinstance(config, VectorConfig):
-        operands, options = (hidden, embedding), launch_options(hidden.device, config.warps)
+    shape = {"R": rows, "V": len(embedding), "K": inputs, "ROWS": config.block_m, "BLOCK_N": config.block_n}
+    operands: tuple[Any, ...]
+    if isinstance(embedding, QuantizedMatrix):
+        assert isinstance(config, QuantizedConfig)
+        kind, operands = embedding.format, (hidden, *quantized_operands(embedding, config))
+    elif isinstance(config, VectorConfig):
+        kind, operands = "vector", (hidden, embedding, None)
     else:
-        operands = matrix_operands(hidden, embedding, config)
-        options = launch_options(hidden.device, config.warps, config.stages)
-    kind = {"hidden": operands[0], "embedding": operands[1], "MATRIX": isinstance(config, MatrixConfig)}
-    return {**shape, **blocks, **kind, **options}
+        assert isinstance(config, MatrixConfig)
+        kind, operands = "matrix", (*matrix_operands(hidden, embedding, config), None)
+    block_k = 0 if isinstance(config, QuantizedConfig) else config.block_k
+    stages = 1 if isinstance(config, VectorConfig) else config.stages
+    named = dict(zip(("hidden", "embedding", "scales"), operands, strict=True))
+    options = launch_options(hidden.device, config.warps, stages, fuses=kind != "vector")
+    return {**shape, **named, "KIND": kind, "BLOCK_K": block_k, **options}
 
 
 def launch_topk(
-    hidden: Tensor, embedding: Tensor, top: int, limit: int, config: VectorConfig | MatrixConfig
+    hidden: Tensor, embedding: Weight, top: int, limit: int, config: Config
 ) -> tuple[Tensor, Tensor, Tensor]:
     # hidden: [R, K], embedding: [V, K] -> values, ids: [R, top], log-sum-exp: [R]
     rows, tiles = hidden.shape[0], triton.cdiv(limit, config.block_n)
@@ -210,9 +228,9 @@ def _room(rows: int, tiles: int, top: int, device: torch.device) -> tuple[Tensor
     )
 
 
-def launch_logits(hidden: Tensor, embedding: Tensor, limit: int, config: VectorConfig | MatrixConfig) -> Tensor:
+def launch_logits(hidden: Tensor, embedding: Weight, limit: int, config: Config) -> Tensor:
     # hidden: [R, K], embedding: [V, K] -> [R, V] fp32
-    rows, tokens = hidden.shape[0], embedding.shape[0]
+    rows, tokens = len(hidden), len(embedding)
     logits = torch.empty(rows, tokens, dtype=torch.float32, device=hidden.device)
     grid = (triton.cdiv(rows, config.block_m), triton.cdiv(tokens, config.block_n))
     logits_kernel[grid](logits, limit, **_arguments(hidden, embedding, config))

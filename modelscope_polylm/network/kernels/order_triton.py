@@ -1,4 +1,4 @@
-"""The order of kernels and of the programs of one kernel.
+"""The order of kernels and of the programs of one kernel; and sums that do not depend on the order of their terms.
 
 Programmatic dependent launch: a kernel starts while the kernel before it ends.
 
@@ -42,12 +42,34 @@ def last_to_arrive(counter, programs):
     return arrived == programs - 1
 
 
-def launch_options(device: torch.device, warps: int, stages: int = 1, registers: int | None = None) -> dict[str, Any]:
-    """Keyword arguments of a kernel launch, OVERLAP among them; a thread has at most `registers`."""
+def launch_options(
+    device: torch.device, warps: int, stages: int = 1, registers: int | None = None, fuses: bool = True
+) -> dict[str, Any]:
+    """Keyword arguments of a kernel launch, OVERLAP among them.
+
+    A thread has at most `registers`. Without `fuses` no product is fused with a sum: which ones the compiler fuses can
+    differ from row to row of a block.
+    """
     overlap = overlaps(device)
-    options: dict[str, Any] = {"num_warps": warps, "num_stages": stages, "OVERLAP": overlap}
+    options: dict[str, Any] = {
+        "num_warps": warps, "num_stages": stages, "OVERLAP": overlap, "enable_fp_fusion": fuses
+    }  # fmt: skip
     if registers is not None:
         options["maxnreg"] = registers
     if overlap:
         options["launch_pdl"] = True
     return options
+
+
+@triton.jit
+def exact_sum(terms, COUNT: tl.constexpr, FINE: tl.constexpr):
+    # terms: [Q, COUNT] between 0 and 1 (a little above is allowed), COUNT a power of two -> [Q]
+    # rounded to multiples of COUNT * 2^-23, by a number that leaves no smaller bits, they add up without rounding
+    COARSE: tl.constexpr = 1.5 * COUNT
+    coarse = (terms + COARSE) - COARSE
+    total = tl.sum(coarse, 1)
+    if FINE:
+        # what the first rounding left, in multiples of COUNT^2 * 2^-47
+        REST: tl.constexpr = 1.5 * COUNT * COUNT / 16777216
+        total += tl.sum(((terms - coarse) + REST) - REST, 1)
+    return total

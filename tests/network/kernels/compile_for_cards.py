@@ -21,6 +21,8 @@ from modelscope_polylm.network.kernels.layer_norm import layer_norm
 from modelscope_polylm.network.kernels.linear import add_product_, linear
 from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk
 from modelscope_polylm.network.kernels.prefill_attention import prefill_attention
+from modelscope_polylm.network.kernels.quantized import embedding_rows, plain
+from modelscope_polylm.network.quantization import FORMATS, QUANTIZATIONS, QuantizedMatrix
 
 # compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50, T4
 CARDS = {90: 227, 80: 163, 86: 99, 89: 99, 120: 99, 75: 64}
@@ -87,10 +89,36 @@ def compile_step(rows: int, dtype: torch.dtype | None = None, heads: int = 40, v
     lm_head_logits(x, zeros(vocab, d, dtype=dtype), vocab)
 
 
+def quantized(outputs: int, inputs: int, name: str) -> QuantizedMatrix:
+    """A matrix of zeros."""
+    kind = FORMATS[name]
+    words = torch.zeros(outputs, kind.words(inputs), dtype=torch.int32)
+    scales = torch.ones(kind.groups(inputs), outputs, dtype=torch.bfloat16)
+    return QuantizedMatrix(words, scales, name, inputs, zeros(1).dtype)
+
+
+def compile_quantized_step(rows: int, quantization: str, heads: int = 40, vocab: int = 1024) -> None:
+    """The products of a decode step, attention over an int8 cache, and what many rows need."""
+    d, (projections, embedding) = 128 * heads, QUANTIZATIONS[quantization]
+    x, residual, bias = zeros(rows, d), torch.zeros(rows, d), zeros(4 * d)
+    linear(x, quantized(4 * d, d, projections), bias, gelu=True)
+    add_product_(residual, zeros(rows, 4 * d), quantized(d, 4 * d, projections))
+    head = quantized(vocab, d, embedding)
+    lm_head_topk(x, head, 8, vocab)
+    lm_head_logits(x, head, vocab)
+    embedding_rows(head, torch.zeros(rows, dtype=torch.int64))
+    plain(quantized(d, d, projections))
+    cache, scales = torch.zeros(heads, 64, 128, dtype=torch.int8), torch.zeros(2, heads, 64, dtype=torch.bfloat16)
+    state = (integers(rows, 32), *(integers(rows) for _ in range(3)), integers(rows, 2))
+    decode_attention(zeros(rows, 3 * d), cache, cache, *state, scales=scales)
+
+
 def compile_prefill(dtype: torch.dtype | None = None, heads: int = 40) -> None:
     """The attention of prefill, in the sizes of the 13B network."""
     qkv, caches = zeros(300, 3 * 128 * heads, dtype=dtype), zeros(2, heads, 512, 128, dtype=dtype)
     prefill_attention(qkv, *caches, integers(1, 512), integers(5, 4))
+    whole, scales = caches.to(torch.int8), torch.zeros(2, heads, 512, dtype=torch.bfloat16)
+    prefill_attention(qkv, *whole, integers(1, 512), integers(5, 4), scales=scales)
 
 
 def compile_beam_step(beams: int, counts_prompt: bool, early_stopping: bool | str, vocab: int = 1024) -> None:
@@ -108,6 +136,10 @@ def compile_all(capability: int) -> None:
     # each number of rows has block shapes of its own
     for rows in (1, 64) if capability == SLOW_TO_COMPILE else (1, 16, 64, 256):
         compile_step(rows)
+    # fp8 is unpacked in the memory of int8; few rows only differ in the number of their stages
+    for rows in (1, 64) if capability == FP32_CARD else (1,) if capability == SLOW_TO_COMPILE else (64,):
+        for quantization in QUANTIZATIONS if capability == FP32_CARD else ("int8", "int4"):
+            compile_quantized_step(rows, quantization)
     compile_prefill()
     if capability == FP32_CARD:
         compile_step(8, torch.float32)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from modelscope_polylm.network.kernels import configs
-from modelscope_polylm.network.kernels.configs import MatrixConfig, VectorConfig
+from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import settings
+from modelscope_polylm.network.quantization import FORMATS, QuantizedMatrix
 
 CPU = torch.device("cpu")
 # bytes of shared memory that one program may have
@@ -29,7 +30,7 @@ def room(request, monkeypatch):
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-@pytest.mark.parametrize("rows", [1, 2, 8, 16, 17, 33, 64, 65, 128, 129, 511, 8192])
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 17, 33, 64])
 def test_every_row_count_has_a_projection_kernel_that_fits(rows, width, room):
     for name, (outputs, inputs) in projections(width).items():
         config = configs.choose_linear(rows, outputs, inputs, torch.bfloat16, CPU)
@@ -38,7 +39,7 @@ def test_every_row_count_has_a_projection_kernel_that_fits(rows, width, room):
             continue
         assert config.shared_bytes <= room, f"{name}, {rows} rows"
         assert config.stages >= 2 and config.block_k >= 32
-        assert config.block_m >= min(rows, 128)
+        assert config.block_m >= rows
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,36 @@ def test_every_row_count_has_a_projection_kernel_that_fits(rows, width, room):
 def test_less_shared_memory_takes_fewer_stages(card, rows, expected, monkeypatch):
     monkeypatch.setattr(configs, "shared_memory", lambda device: CARDS[card])
     assert configs.choose_linear(rows, *projections(5120)["attn.c_proj"], torch.bfloat16, CPU) == expected
+
+
+def quantized(outputs, inputs, name):
+    kind = FORMATS[name]
+    words = torch.empty(outputs, kind.words(inputs), dtype=torch.int32, device="meta")
+    return QuantizedMatrix(words, words, name, inputs, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_every_row_count_has_a_quantised_kernel_that_fits(width, name, room):
+    streams = FORMATS[name].streams
+    for outputs, inputs in projections(width).values():
+        matrix = quantized(outputs, inputs, name)
+        found = [configs.choose_quantized(rows, matrix, CPU) for rows in (1, 16, 17, 64, 256)]
+        # only this decides about the bits
+        assert {config.parts for config in found} == {configs.quantized_parts(matrix)}
+        assert 1 <= found[0].parts <= matrix.words.shape[1] // 64
+        heads = [configs.choose_quantized_lm_head(rows, matrix, CPU) for rows in (1, 33, 256)]
+        assert {config.parts for config in heads} == {1} and {config.block_n for config in heads} == {LM_HEAD_TILE}
+        for config in [*found, *heads]:
+            assert config.shared_bytes(streams, 2) <= room or config.stages == 1
+
+
+def test_quantised_products_of_few_outputs_are_shared_by_programs():
+    parts = {
+        name: [configs.quantized_parts(quantized(*size, name)) for size in projections(5120).values()]
+        for name in ("int8", "int4")
+    }
+    assert parts == {"int8": [1, 4, 1, 4], "int4": [1, 5, 1, 5]}
 
 
 def test_few_rows_of_16_bits_take_multiply_adds_unless_bits_must_be_equal(monkeypatch):

@@ -6,7 +6,12 @@ import torch.nn.functional as F
 
 from modelscope_polylm.network.kernels.configs import LM_HEAD_TILE, MatrixConfig, VectorConfig
 from modelscope_polylm.network.kernels.dispatch import kernel_settings, settings
-from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk, lm_head_topk_reference
+from modelscope_polylm.network.kernels.lm_head import (
+    lm_head_logits,
+    lm_head_topk,
+    lm_head_topk_reference,
+    topk_of_logits,
+)
 from tests.network.kernels.random_tensors import random, relative_error
 
 VOCAB, HIDDEN_SIZE = 150, 48
@@ -87,6 +92,21 @@ def test_candidates_of_given_logits_are_the_same(device):
     expected = lm_head_topk(hidden, embedding, 5, 140, config)
     found = launch_topk_of_logits(lm_head_logits(hidden, embedding, 140, config), 5, 140)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for top in (0, 1, 5):
+        logits = lm_head_logits(hidden, embedding, 140, config)
+        values, ids, log_sum = topk_of_logits(logits, top)
+        assert torch.equal(values, expected[0][:, :top]) and torch.equal(ids, expected[1][:, :top])
+        assert relative_error(log_sum, expected[2]) < 2e-6
+
+
+@pytest.mark.parametrize("top", [0, 1, 4])
+def test_best_of_given_logits(top):
+    logits = torch.tensor([[0.5, 2.0, -1.0, 2.0, 2.0, 0.5], [-3.0, -3.0, -4.0, -3.5, -3.0, -5.0]])
+    with kernel_settings("torch"):
+        values, ids, log_sum = topk_of_logits(logits, top)
+    assert ids.tolist() == [[1, 3, 4, 0][:top], [0, 1, 4, 3][:top]]
+    assert torch.equal(values, logits.gather(1, ids.long())) and ids.dtype == torch.int32
+    assert torch.equal(log_sum, logits.logsumexp(-1))
 
 
 def test_references_agree_with_log_softmax():
@@ -101,19 +121,21 @@ def test_references_agree_with_log_softmax():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+# the library has other kernels for an odd number of outputs
+@pytest.mark.parametrize("vocab", [20_032, 20_003])
 @pytest.mark.parametrize("hidden_size", [5120, 256])
-def test_every_number_of_rows_gives_the_same_bits_on_a_device(hidden_size, dtype, monkeypatch):
+def test_every_number_of_rows_gives_the_same_bits_on_a_device(vocab, hidden_size, dtype, monkeypatch):
     monkeypatch.setattr(settings, "deterministic", True)
-    device, vocab = torch.device("cuda"), 20_003
+    device = torch.device("cuda")
     hidden = random(256, hidden_size, dtype=dtype, device=device)
     embedding = random(vocab, hidden_size, dtype=dtype, device=device, scale=hidden_size**-0.5)
-    values, ids, log_sum = lm_head_topk(hidden, embedding, 16, vocab - 3)
+    values, ids, log_sum = lm_head_topk(hidden, embedding, 20, vocab - 3)
     logits = lm_head_logits(hidden, embedding, vocab - 3)
     assert torch.equal(logits.gather(1, ids.long()), values)
     assert relative_error(log_sum, logits.double().logsumexp(-1)) < 1e-7
     for rows in (1, 2, 3, 4, 7, 16, 17, 32, 33, 64, 65, 128, 200):
         part = hidden[-rows:].contiguous()
-        for k in (1, 2, 8, 16):
+        for k in (1, 2, 8, 16, 20):
             some = lm_head_topk(part, embedding, k, vocab - 3)
             assert torch.equal(some[0], values[-rows:, :k]) and torch.equal(some[1], ids[-rows:, :k])
             assert torch.equal(some[2], log_sum[-rows:]), f"{rows} rows, {k} tokens"

@@ -120,3 +120,18 @@ def test_no_tiles_write_nothing():
     before = arguments.keys.clone()
     assert prefill_attention_reference(*arguments).shape == (33, HEADS * HEAD_DIM)
     assert torch.equal(arguments.keys, before)
+
+
+def test_reference_runs_segments_of_about_one_length_together():
+    segments = [(length % 7 * (length % 3), 1 + length % 40) for length in range(200)]
+    arguments = Arguments(segments, torch.float32, CPU, gap=3)
+    written = torch.zeros(arguments.keys.shape[1], dtype=torch.bool)
+    for row, (cached, new) in zip(arguments.rows, segments, strict=True):
+        written[arguments.table[row, : cached + new].long()] = True
+    arguments.answer = arguments.expected()
+    written[0] = True  # the scratch slot
+    for cache in (arguments.keys, arguments.values, *arguments.answer[1:]):
+        cache[:, ~written] = torch.nan  # what nobody has written may be anything
+    result = prefill_attention_reference(*arguments)
+    assert relative_error(result[3:], arguments.answer[0][3:]) < 2e-6
+    assert not arguments.keys[:, written].isnan().any()
