@@ -13,15 +13,17 @@ if TYPE_CHECKING:
         DependencyError,
         DeviceError,
         DownloadError,
+        EndpointError,
         InputError,
         OptionError,
         PolyLMError,
         SnapshotError,
     )
     from modelscope_polylm.generation.options import GenerationOptions
-    from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration
+    from modelscope_polylm.plugin.model import PolyLMForChat, PolyLMForTextGeneration, PolyLMForTranslation
     from modelscope_polylm.plugin.pipelines import PolyLMChatPipeline, PolyLMTextGenerationPipeline
     from modelscope_polylm.plugin.preprocessor import PolyLMPreprocessor
+    from modelscope_polylm.plugin.translation import PolyLMTranslationPipeline
     from modelscope_polylm.releases import RELEASES
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
@@ -32,6 +34,7 @@ __all__ = [
     "DependencyError",
     "DeviceError",
     "DownloadError",
+    "EndpointError",
     "GenerationOptions",
     "InputError",
     "OptionError",
@@ -39,9 +42,11 @@ __all__ = [
     "PolyLMError",
     "PolyLMForChat",
     "PolyLMForTextGeneration",
+    "PolyLMForTranslation",
     "PolyLMPreprocessor",
     "PolyLMTextGenerationPipeline",
     "PolyLMTokenizer",
+    "PolyLMTranslationPipeline",
     "SnapshotError",
     "__version__",
 ]
@@ -51,15 +56,17 @@ _MODULES = {
         "DependencyError",
         "DeviceError",
         "DownloadError",
+        "EndpointError",
         "InputError",
         "OptionError",
         "PolyLMError",
         "SnapshotError",
     ),
     "generation.options": ("GenerationOptions",),
-    "plugin.model": ("PolyLMForChat", "PolyLMForTextGeneration"),
+    "plugin.model": ("PolyLMForChat", "PolyLMForTextGeneration", "PolyLMForTranslation"),
     "plugin.pipelines": ("PolyLMChatPipeline", "PolyLMTextGenerationPipeline"),
     "plugin.preprocessor": ("PolyLMPreprocessor",),
+    "plugin.translation": ("PolyLMTranslationPipeline",),
     "releases": ("RELEASES",),
     "text.tokenizer": ("PolyLMTokenizer",),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from modelscope_polylm.backends.base import Backend, Completion, DeltaStream
+    from modelscope_polylm.generation.outputs import TokenScores
     from modelscope_polylm.snapshot import Snapshot
 
 
@@ -94,7 +96,7 @@ class TextGenerator:
             prompt_format: how messages are written, where the snapshot's own is not meant.
             release: which release's defaults apply, where the folder does not tell.
             adapter: peft's folder of a low-rank adapter, which is merged into the weights.
-            backend_options: options of the backend.
+            backend_options: options of the backend, such as the native one's `quantization` and `kv_cache_dtype`.
 
         Raises:
             SnapshotError: the folder is not a complete snapshot.
@@ -104,25 +106,34 @@ class TextGenerator:
         """
         from modelscope_polylm.backends import create_backend
         from modelscope_polylm.backends.placement import choose_device, choose_dtype
+        from modelscope_polylm.backends.vllm.options import check_quantization
         from modelscope_polylm.snapshot import open_snapshot
 
         _check_names(backend_options)
         chosen = choose_device(device)
         precision = choose_dtype(dtype, chosen)
         if backend == "vllm":
+            check_quantization(backend_options.get("quantization"))
             folder, adapter = _packaged(folder, release, adapter), None
         snapshot = open_snapshot(folder, prompt_format=prompt_format, release=release, adapter=adapter)
         return cls(snapshot, create_backend(backend, snapshot, chosen, precision, **backend_options))
 
     def options(self, call: Mapping[str, Any]) -> GenerationOptions:
-        """The options of a call over the defaults of the snapshot and its release. Raises OptionError."""
+        """The options of a call over the defaults of the snapshot and its release.
+
+        Warns of options that sampling alone reads, where none is asked for. Raises OptionError.
+        """
         takes_all, defaults = self.backend.name == "transformers", self.snapshot.generation
         try:
-            return GenerationOptions.from_layers(defaults, call, allow_extra=takes_all)
+            checked = GenerationOptions.from_layers(defaults, call, allow_extra=takes_all)
         except OptionError as error:
             if str(error) != _defaults_problem(defaults, takes_all):
                 raise
             raise OptionError(f"{self.snapshot.folder}/generation_config.json: {error}") from error
+        if names := checked.without_effect(call):
+            verb = "has" if len(names) == 1 else "have"
+            warnings.warn(f"{', '.join(names)} {verb} no effect without do_sample=True.", UserWarning, stacklevel=3)
+        return checked
 
     def reply(
         self,
@@ -170,6 +181,30 @@ class TextGenerator:
             yield from self._results_or_errors(*waiting.popleft())
         if parts.error is not None:
             raise parts.error
+
+    def log_likelihood(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], best: int = 0
+    ) -> list[TokenScores]:
+        """How probable continuations are, token by token; `sum(scores.logprobs)` is the log-likelihood of one.
+
+        Texts that start alike, such as a question with several answers, share what is computed for their start.
+
+        Args:
+            contexts: token ids, at least one each; the end token stands for an empty context.
+            continuations: for each context token ids; both together fit the model's context.
+            best: how many of the most probable tokens are told for each position.
+
+        Raises:
+            InputError: an empty context, too many tokens, or an unknown id.
+            OptionError: the backend does not score texts.
+        """
+        pairs = list(zip(contexts, continuations, strict=True))
+        if not pairs:
+            return []
+        texts = [[*context, *continuation] for context, continuation in pairs]
+        requests = self.backend.scoring_requests(texts, [len(context) for context, _ in pairs], best)
+        found = [answers[0].scores for answers in self.backend.submit(requests, partial=False).completions()]
+        return [scores for scores in found if scores is not None]
 
     def result(self, prompt: Prompt, completions: Sequence[Completion]) -> GenerationResult:
         """The answers to a prompt as texts."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,11 @@ from modelscope_polylm.text.languages import translation_request
 
 QUESTION = [{"role": "user", "content": "Rome"}]
 SENTENCES = {"German": "Rom ist die Hauptstadt von Italien.", "Chinese": "罗马是意大利的首都。"}
+
+
+@pytest.fixture(scope="module")
+def generator() -> TextGenerator:
+    return TextGenerator.load(TINY_FOLDER, device="cpu")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -75,3 +84,45 @@ def test_weights_larger_than_the_memory(random_snapshot: Path, tmp_path: Path, m
             TextGenerator.load(random_snapshot, device="cpu", backend=backend)
     limit.write_text("100000000000")
     assert TextGenerator.load(random_snapshot, device="cpu").snapshot.config.layers == 2
+
+
+def test_log_likelihoods(device: str) -> None:
+    tiny = TextGenerator.load(TINY_FOLDER, device=device, dtype="float32")
+    context, right, wrong = (
+        tiny.snapshot.tokenizer.encode(text)
+        for text in (
+            "<|user|>\nRome is the capital of Italy.\nTranslate this sentence from English to German.\n<|assistant|>\n",
+            "Rom ist die Hauptstadt von Italien.",
+            "Paris ist die Hauptstadt von Frankreich.",
+        )
+    )
+    first, second = tiny.log_likelihood([context, context], [right, wrong], best=1)
+    assert sum(first.logprobs) > -0.5 > -5 > sum(second.logprobs)
+    assert [best[0][0] for best in first.best] == right
+    assert len(second.logprobs) == len(wrong)
+    assert tiny.log_likelihood([], []) == []
+    assert tiny.log_likelihood([context], [[]])[0].logprobs == []
+    with pytest.raises(InputError, match="cannot be scored"):
+        tiny.log_likelihood([[]], [right])
+
+
+def test_log_likelihoods_are_of_the_native_backend() -> None:
+    other = TextGenerator.load(TINY_FOLDER, device="cpu", backend="transformers")
+    with pytest.raises(OptionError, match="backend='transformers' does not score texts"):
+        other.log_likelihood([[5]], [[6]])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_loaded_model_is_not_copied(generator: TextGenerator, copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="cannot be copied or pickled: threads may share it"):
+        copied(generator)
+
+
+def test_sampling_options_without_sampling_give_one_warning(generator: TextGenerator) -> None:
+    with pytest.warns(UserWarning, match=r"^temperature, top_k have no effect without do_sample=True\.$") as found:
+        generator.options({"temperature": 5.0, "top_k": 3, "num_beams": 1})
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generator.options({"temperature": 5.0, "do_sample": True, "num_beams": 1})
+        generator.options({"temperature": 1.0})

@@ -31,7 +31,6 @@ from modelscope_polylm.generation.scheduler import ActiveRequest, Submission
 from modelscope_polylm.generation.slots import PAGE, slot_count
 from modelscope_polylm.generation.strategies import StrategyKey
 from modelscope_polylm.network.gpt2 import Decoder
-from modelscope_polylm.network.kv_cache import bytes_per_slot
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,9 @@ class Engine:
         decoder: the network.
         tokenizer: bounds the ids that are generated, and reads the text for stop strings.
         max_rows: rows that may run together, from 1 to MAX_ROWS; beams and samples count as rows.
-        reuse_prefixes: keep what was computed for a text, so that texts with the same begin need not compute it again.
+        reuse_prefixes: keep what was computed for a text, so that texts that start alike need not compute it again.
         max_pages: most pages of the cache; None takes what the device has room for.
+        cache_dtype: of keys and values, the decoder's or int8; None: the decoder's.
     """
 
     def __init__(
@@ -84,8 +84,10 @@ class Engine:
         max_rows: int = MAX_ROWS,
         reuse_prefixes: bool = True,
         max_pages: int | None = None,
+        cache_dtype: torch.dtype | None = None,
     ):
         self.decoder, self.tokenizer = decoder, tokenizer
+        self._cache_dtype = cache_dtype or decoder.dtype
         self._reuse_prefixes, self._max_pages = reuse_prefixes, max_pages
         self.max_rows = max_rows
         self._orders = itertools.count()
@@ -138,6 +140,11 @@ class Engine:
         self._wake.set()
         return stream
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids below it have probabilities."""
+        return min(self.tokenizer.vocab_size, self.decoder.config.vocab_size)
+
     def close(self) -> None:
         """Cancel all requests and wait for the thread's end; a later request starts it again."""
         with self._lock:
@@ -157,7 +164,7 @@ class Engine:
         if loop is None:
             return EngineStatus(0, len(self._inbox), 0, 0, 0, 0, 0, 0)
         scheduler, pool = loop.scheduler, loop.scheduler.pool
-        size = slot_count(pool.pages) * bytes_per_slot(self.decoder.config, self.decoder.dtype)
+        size = slot_count(pool.pages) * loop.slot_bytes
         return EngineStatus(
             scheduler.rows, len(scheduler.waiting) + len(self._inbox), PAGE * pool.used, PAGE * pool.pages, size,
             len(loop.graphs), scheduler.put_backs, scheduler.reused_tokens,
@@ -174,7 +181,9 @@ class Engine:
 
     def _check_room(self, actives: Sequence[ActiveRequest]) -> None:
         if self._loop is None:
-            self._loop = EngineLoop(self.decoder, self.tokenizer, self._reuse_prefixes, self._max_pages)
+            self._loop = EngineLoop(
+                self.decoder, self.vocab_size, self._reuse_prefixes, self._max_pages, self._cache_dtype
+            )
         self._loop.scheduler.max_rows = self.max_rows
         for active in actives:
             self._loop.check_room(active)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from modelscope_polylm.generation.processors import Processor
 from modelscope_polylm.generation.state import BatchState
-from modelscope_polylm.network.kernels.lm_head import lm_head_logits, lm_head_topk
+from modelscope_polylm.network.kernels.lm_head import (
+    best_tokens,
+    lm_head_logits,
+    lm_head_topk,
+    log_sum_exp,
+    topk_of_logits,
+)
+from modelscope_polylm.network.quantization import Weight
+
+SCORED_AT_ONCE = 64
+"""Tokens whose logits exist together: over a vocabulary of 256,000 they and what orders them take 8 MB each."""
 
 
 class LMHead:
@@ -20,7 +31,7 @@ class LMHead:
         processors: applied in order; with none, the logits are never written out.
     """
 
-    def __init__(self, embedding: Tensor, vocab_limit: int, processors: Sequence[Processor] = ()):
+    def __init__(self, embedding: Weight, vocab_limit: int, processors: Sequence[Processor] = ()):
         self.embedding = embedding
         self.vocab_limit = vocab_limit
         self.processors = processors
@@ -50,17 +61,17 @@ class LMHead:
         """The best continuations of each row, as beam search counts them: processors see log-probabilities.
 
         Returns:
-            processed log-probabilities and the model's own, [n, count] fp32, best first; ids [n, count], int32 or
-            int64.
+            processed log-probabilities and the model's own, [n, count] fp32, best first; ids [n, count] int32.
         """
         # hidden: [n, hidden_size], rows: [n]
         if not self.processors:
-            values, ids, log_sum_exp = lm_head_topk(hidden, self.embedding, count, self.vocab_limit)
-            logprobs = values - log_sum_exp[:, None]
+            values, ids, log_sums = lm_head_topk(hidden, self.embedding, count, self.vocab_limit)
+            logprobs = values - log_sums[:, None]
             return logprobs, logprobs, ids
-        logprobs = lm_head_logits(hidden, self.embedding, self.vocab_limit).log_softmax(-1)
-        scores, ids = self._process(logprobs, state, rows).topk(count)
-        return scores, logprobs.gather(1, ids), ids
+        logits = lm_head_logits(hidden, self.embedding, self.vocab_limit)
+        logprobs = logits - log_sum_exp(logits)[:, None]
+        scores, ids = best_tokens(self._process(logprobs, state, rows), count)
+        return scores, logprobs.gather(1, ids.long()), ids
 
     def _process(self, scores: Tensor, state: BatchState, rows: Tensor) -> Tensor:
         for processor in self.processors:
@@ -68,7 +79,30 @@ class LMHead:
         return scores
 
 
+def score_tokens(hidden: Tensor, embedding: Weight, tokens: Tensor, best: int, vocab_limit: int) -> Tensor:
+    """How probable given tokens are, and which tokens are the most probable ones.
+
+    Args:
+        hidden: [n, hidden_size], the final hidden states before these tokens.
+        embedding: [vocabulary, hidden_size], the tied weights.
+        tokens: [n] int64, below `vocab_limit`.
+        best: how many most probable tokens are wanted.
+        vocab_limit: ids at or above it have no probability.
+
+    Returns:
+        [n, 1 + 2 * best] fp32: the token's log-probability, the best log-probabilities, best first, and their ids.
+    """
+    # hidden: [n, hidden_size], tokens: [n] -> [n, 1 + 2 * best]
+    parts = []
+    for chunk, own in zip(hidden.split(SCORED_AT_ONCE), tokens.split(SCORED_AT_ONCE), strict=True):
+        logits = lm_head_logits(chunk, embedding, vocab_limit)
+        values, ids, log_sums = topk_of_logits(logits, best)
+        scores = torch.cat((logits.gather(1, own[:, None]), values), 1) - log_sums[:, None]
+        parts.append(torch.cat((scores, ids.float()), 1))
+    return torch.cat(parts)
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """The log-probability [n] fp32 of a token [n] int64 of each row of logits [n, vocabulary]."""
     # logits: [n, vocabulary], tokens: [n] -> [n]
-    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return logits.gather(1, tokens[:, None])[:, 0] - log_sum_exp(logits)

@@ -11,13 +11,12 @@ import torch
 
 from modelscope_polylm.errors import DeviceError, PolyLMError, SnapshotError
 from modelscope_polylm.generation.graphs import GraphCache
-from modelscope_polylm.generation.outputs import Completion, Delta, beam_completions
-from modelscope_polylm.generation.runner import ROW_BUCKETS, Launched, Runner
+from modelscope_polylm.generation.outputs import Completion, Delta, TokenScores, beam_completions, token_scores
+from modelscope_polylm.generation.runner import ROW_BUCKETS, BeamReadback, Runner, StepReadback
 from modelscope_polylm.generation.scheduler import ActiveRequest, Extension, Scheduler
 from modelscope_polylm.generation.slots import PAGE, SlotPool, pages_for, slot_count
 from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.kv_cache import bytes_per_slot
-from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 MAX_ROWS = ROW_BUCKETS[-1]
 STEPS_AHEAD = 4
@@ -39,14 +38,23 @@ NOT_FINITE = (
 class EngineLoop:
     """The rounds of the engine's thread: admit, prefill, step, read."""
 
-    def __init__(self, decoder: Decoder, tokenizer: PolyLMTokenizer, reuse_prefixes: bool, max_pages: int | None):
-        self._decoder, self._max_pages = decoder, max_pages
-        self._vocab_limit = min(tokenizer.vocab_size, decoder.config.vocab_size)
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocab_limit: int,
+        reuse_prefixes: bool,
+        max_pages: int | None,
+        cache_dtype: torch.dtype,
+    ):
+        self._decoder, self._vocab_limit = decoder, vocab_limit
+        self._max_pages, self._cache_dtype = max_pages, cache_dtype
+        self.slot_bytes = bytes_per_slot(decoder.config, cache_dtype)
         self.scheduler = Scheduler(MAX_ROWS, SlotPool(0, reuse_prefixes))
         pages = CONTEXTS_AT_FIRST * pages_for(decoder.config.max_positions)
         self.scheduler.grow(max(1, min(pages, self._possible_pages())))
         self.graphs = GraphCache(decoder.device)
-        self._launched: deque[Launched] = deque()
+        self._launched: deque[StepReadback] = deque()
+        self._finished_beams: deque[BeamReadback] = deque()
         self._steps_ahead = STEPS_AHEAD if decoder.device.type == "cuda" else 1
         self._is_short_of_memory = False  # the next prefill takes one request
         self._may_grow = True  # asking the device for its free memory takes time
@@ -54,7 +62,8 @@ class EngineLoop:
     @functools.cached_property
     def runner(self) -> Runner:
         """Made in the engine's thread: torch's threads of a caller's do not survive a fork."""
-        return Runner(self._decoder, MAX_ROWS, self._vocab_limit, self.scheduler.pool.pages, self.graphs)
+        pages = self.scheduler.pool.pages
+        return Runner(self._decoder, MAX_ROWS, self._vocab_limit, pages, self.graphs, self._cache_dtype)
 
     def check_room(self, active: ActiveRequest) -> None:
         """Raise DeviceError for a request that cannot fit even alone."""
@@ -64,7 +73,7 @@ class EngineLoop:
                 f"{rows} beams or samples do not fit into the {self.scheduler.max_rows} rows of a batch: ask for fewer."
             )
         if needed > self.scheduler.pool.pages and needed > (possible := self._possible_pages()):
-            size = slot_count(needed) * bytes_per_slot(self._decoder.config, self._decoder.dtype)
+            size = slot_count(needed) * self.slot_bytes
             raise DeviceError(
                 f"{rows} rows with {needed * PAGE} tokens of prompt and answers need {size:,} bytes of KV cache, but "
                 f"{self._decoder.device} has room for {possible * PAGE} tokens: use fewer beams, a shorter text, or "
@@ -78,11 +87,14 @@ class EngineLoop:
         self._step()
         while len(self._launched) >= self._steps_ahead or (self._launched and not self._stepping()):
             self._read()
+        while self._finished_beams and (not self._launched or self._finished_beams[0].is_complete):
+            self._read_beams()
         return bool(self.scheduler.waiting or self.scheduler.running or self._launched)
 
     def fail_all(self, error: BaseException) -> None:
         """End the requests that run with an error, or those that wait if none does."""
         self._launched.clear()
+        self._finished_beams.clear()
         failed = list(self.scheduler.running)
         for active in failed:
             self._end(active)
@@ -146,8 +158,7 @@ class EngineLoop:
             while (more := self.scheduler.extend(active)) is None:
                 if self._make_room(self.scheduler.pool.pages + 1):
                     continue
-                while self._launched:
-                    self._read()
+                self._read_all()
                 if not active.rows or self.scheduler.put_back() is active:
                     more = []
                     break
@@ -166,8 +177,7 @@ class EngineLoop:
         wanted = min(max(pages, 2 * pool.pages), self._possible_pages())
         if wanted < pages or wanted <= pool.pages:
             return False
-        while self._launched:
-            self._read()
+        self._read_all()
         self.runner.grow(wanted)
         self.scheduler.grow(wanted)
         return True
@@ -180,7 +190,7 @@ class EngineLoop:
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(self._decoder.device)[0] - SPARE_BYTES
         own = self.scheduler.pool.pages
-        return min(bound, own + max(0, free) // (PAGE * bytes_per_slot(self._decoder.config, self._decoder.dtype)))
+        return min(bound, own + max(0, free) // (PAGE * self.slot_bytes))
 
     def _read(self) -> None:
         """Take what the oldest launched step has chosen."""
@@ -191,6 +201,12 @@ class EngineLoop:
             # a request that ended meanwhile, or began again, has other rows
             if active.rows is rows:
                 self._take(active, [output[row] for row in rows])
+        first = 0
+        for active, rows in launched.scored:
+            end = first + len(active.request.scored_tokens)
+            if active.rows is rows:
+                self._take_scores(active, launched.scores[first:end] if launched.scores is not None else None)
+            first = end
 
     def _take(self, active: ActiveRequest, output: list[list[int]]) -> None:
         # output: of each row, see BatchState.step_output
@@ -199,8 +215,10 @@ class EngineLoop:
             self._fail(active, SnapshotError(NOT_FINITE))
             return
         if active.key.beams is not None:
-            if output[0][0]:
-                self._complete_beams(active)
+            if output[0][0] and not active.is_complete:
+                # read while the device goes on with the others
+                active.is_complete = True
+                self._finished_beams.append(self.runner.read_beams(active))
             return
         collector, new = active.collector, []
         for row, (token, bits) in enumerate(output):
@@ -212,10 +230,32 @@ class EngineLoop:
         elif active.is_single and active.submission.partial:
             self._emit(active, new)
 
-    def _complete_beams(self, active: ActiveRequest) -> None:
-        finished, history = self.runner.read_beams(active.rows, active.length)
+    def _take_scores(self, active: ActiveRequest, scores: torch.Tensor | None) -> None:
+        # scores: [tokens, 1 + 2 * best], see score_tokens; None if there is no token to score
         self._end(active)
-        self._complete(active, beam_completions(active.request, finished, history))
+        if scores is not None and not scores[:, 0].isfinite().all():
+            self._fail(active, SnapshotError(NOT_FINITE))
+            return
+        best = active.request.scoring.best if active.request.scoring is not None else 0
+        found = TokenScores([], []) if scores is None else token_scores(scores, best)
+        self._complete(active, [Completion([], scores=found)])
+
+    def _read_beams(self) -> None:
+        """Take the oldest beam search that is over."""
+        found = self._finished_beams.popleft()
+        found.wait()
+        active = found.request
+        # it may have been cancelled or put back meanwhile
+        if active.rows is found.rows:
+            self._end(active)
+            completions = beam_completions(active.request, found.beams.tolist(), found.history.tolist())
+            self._complete(active, completions)
+
+    def _read_all(self) -> None:
+        while self._launched:
+            self._read()
+        while self._finished_beams:
+            self._read_beams()
 
     def _tell_begin(self, active: ActiveRequest) -> None:
         if active.submission.partial and not active.has_begun:

@@ -102,6 +102,13 @@ class GenerationOptions:
                 ": raise num_beams, or sample with do_sample=True."
             )
 
+    def without_effect(self, given: Iterable[str]) -> list[str]:
+        """Those of the given names that only sampling reads, where none is asked for; transformers warns of them."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [
+            name for name in given if name in SAMPLING and not self.do_sample and getattr(self, name) != defaults[name]
+        ]
+
     @property
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end an answer, as a tuple."""
@@ -135,6 +142,17 @@ def _displaced(given: Mapping[str, Any]) -> list[str]:
     rivals = [*pairs, *(pair[::-1] for pair in pairs)]
     return [rival for name, rival in rivals if name in given and rival not in given]
 
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+"""Options that only sampling reads."""
+OTHER_NAMES = {
+    "stop": "stop_strings",
+    "max_tokens": "max_new_tokens",
+    "n": "num_return_sequences",
+    "logprobs": "output_logprobs",
+    "repeat_penalty": "repetition_penalty",
+}
+"""What other programs call an option."""
 
 TRANSFORMERS_ONLY = frozenset(
     {
@@ -202,7 +220,7 @@ def unknown_names(given: Iterable[str], known: Iterable[str], allow_extra: bool)
             raise OptionError(
                 f"{name} is in the transformers backend alone: load the model with backend='transformers' to use it."
             )
-        nearest = nearest_name(name, [*known, *(TRANSFORMERS_ONLY if allow_extra else ())])
+        nearest = OTHER_NAMES.get(name) or nearest_name(name, [*known, *(TRANSFORMERS_ONLY if allow_extra else ())])
         hint = f"did you mean {nearest}?" if nearest else f"the options are {', '.join(sorted(known))}."
         raise OptionError(f"Unknown option {name!r}: {hint}")
     return unknown

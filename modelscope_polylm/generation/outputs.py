@@ -6,10 +6,26 @@ import dataclasses
 import queue
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from modelscope_polylm.generation.requests import Request
 from modelscope_polylm.generation.state import LOGPROB, PARENT, POSITION, SCORE
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """How probable given tokens are after those before them.
+
+    Attributes:
+        logprobs: natural log-probability of each token.
+        best: of each position the most probable tokens and their log-probabilities, best first, as many as were asked
+            for.
+    """
+
+    logprobs: list[float]
+    best: list[list[tuple[int, float]]]
 
 
 @dataclasses.dataclass
@@ -22,6 +38,7 @@ class Completion:
         score: beam search: the beam's score; otherwise the sum of the tokens' log-probabilities. None if unknown.
         logprobs: natural log-probability of each token of `ids`, or None if not asked for.
         finish_reason: 'eos' (an end token), 'stop' (a stop string) or 'length'.
+        scores: of the prompt's own tokens, if these were asked for; `ids` is empty then.
     """
 
     ids: list[int]
@@ -29,6 +46,7 @@ class Completion:
     logprobs: list[float] | None = None
     finish_reason: str = "length"
     end_token: int | None = None
+    scores: TokenScores | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +209,20 @@ class TokenCollector:
             if not self._request.options.output_logprobs:
                 completion.logprobs = None
         return sorted(self._completions, key=lambda completion: -(completion.score or 0.0))
+
+
+def token_scores(scores: Tensor, best: int) -> TokenScores:
+    """The scores of a text's tokens, with `best` tokens for each.
+
+    Args:
+        scores: [tokens, 1 + 2 * n] fp32 as `score_tokens` gives them, with n of at least `best`.
+        best: how many are wanted.
+    """
+    # scores: [tokens, 1 + 2 * n]
+    count = scores.shape[1] // 2
+    logprobs, values, ids = scores.split([1, count, count], dim=1)
+    pairs = zip(ids[:, :best].long().tolist(), values[:, :best].tolist(), strict=True)
+    return TokenScores(logprobs[:, 0].tolist(), [list(zip(*each, strict=True)) for each in pairs])
 
 
 def beam_completions(

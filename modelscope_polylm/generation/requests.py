@@ -13,12 +13,25 @@ MAX_END_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Asks for the log-probabilities of a prompt's own tokens.
+
+    Attributes:
+        start: position of the first token that is scored, at least 1.
+        best: how many of the most probable tokens are told for each position.
+    """
+
+    start: int
+    best: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One prompt, its options, and how far it may grow.
 
     Attributes:
         prompt: its token ids, at least one.
-        max_new_tokens: most tokens to add, at least 1.
+        max_new_tokens: most tokens to add, at least 1; 0 where the prompt is scored, to which nothing is added.
         min_new_tokens: fewest tokens to add before an end token is allowed.
         options: checked options; max_new_tokens and min_new_tokens follow from them and the prompt's length.
     """
@@ -27,6 +40,12 @@ class Request:
     max_new_tokens: int
     min_new_tokens: int = 0
     options: GenerationOptions = dataclasses.field(default_factory=GenerationOptions)
+    scoring: Scoring | None = None
+
+    @property
+    def scored_tokens(self) -> Sequence[int]:
+        """The tokens of the prompt that are scored."""
+        return () if self.scoring is None else self.prompt[self.scoring.start :]
 
     @property
     def rows_per_prompt(self) -> int:
@@ -59,6 +78,38 @@ def checked_requests(
         _checked_request(index, prompt, own, config)
         for index, (prompt, own) in enumerate(zip(prompts, each, strict=True))
     ]
+
+
+def scoring_requests(
+    texts: Sequence[Sequence[int]], starts: Sequence[int], best: int, config: PolyLMConfig, vocab_size: int
+) -> list[Request]:
+    """Make a request of each text whose tokens are to be scored.
+
+    Args:
+        texts: token ids, at most as many as the context holds.
+        starts: of each text the position from which on its tokens are scored.
+        best: as in `Scoring`.
+        config: bounds lengths.
+        vocab_size: tokens that the network tells probabilities of.
+
+    Raises:
+        InputError: a text that is too long or has an unknown id, or a start with nothing before it.
+    """
+    requests = []
+    for index, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        if not 1 <= start <= len(text):
+            raise InputError(
+                f"Text {index} has {len(text)} tokens, so they cannot be scored from {start} on: the first one has "
+                "nothing before it."
+            )
+        if len(text) > config.max_positions:
+            raise ContextLengthError(
+                f"Text {index} has {len(text)} tokens, but the context holds {config.max_positions}: shorten it."
+            )
+        if min(text) < 0 or max(text) >= vocab_size:
+            raise InputError(f"Text {index} has token ids outside 0..{vocab_size - 1}.")
+        requests.append(Request(text, max_new_tokens=0, scoring=Scoring(start, best)))
+    return requests
 
 
 def _check_tokens(options: GenerationOptions, vocab_size: int) -> None:

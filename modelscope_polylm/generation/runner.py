@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modelscope_polylm.generation.graphs import GraphCache
+from modelscope_polylm.generation.lm_head import score_tokens
 from modelscope_polylm.generation.sampling import row_seed
 from modelscope_polylm.generation.scheduler import ActiveRequest, Extension
 from modelscope_polylm.generation.slots import slot_count
@@ -32,22 +33,57 @@ BEAMS_PER_GROUP = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Launched:
-    """A step that is on its way.
+class AsyncReadback:
+    """Tensors that are on their way to the host.
+
+    Attributes:
+        event: is over when they are complete; None on a CPU, where they are at once.
+    """
+
+    event: torch.cuda.Event | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the host has them."""
+        return self.event is None or self.event.query()
+
+    def wait(self) -> None:
+        """Wait until the host has them."""
+        if self.event is not None:
+            self.event.synchronize()
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReadback(AsyncReadback):
+    """What a step chose.
 
     Attributes:
         requests: whose rows it has, each with its rows at that time.
-        output: [rows, 2] int32 on the host, see `BatchState.step_output`; complete after `wait`.
+        output: [rows, 2] int32, see `BatchState.step_output`.
+        scored: requests whose tokens are scored, each with its rows at that time.
+        scores: [tokens of all, 1 + 2 * best] fp32, see `score_tokens`; None if there are none.
     """
 
     requests: list[tuple[ActiveRequest, list[int]]]
     output: Tensor
-    event: torch.cuda.Event | None
+    scored: list[tuple[ActiveRequest, list[int]]] = dataclasses.field(default_factory=list)
+    scores: Tensor | None = None
 
-    def wait(self) -> None:
-        """Wait until the device has done the step."""
-        if self.event is not None:
-            self.event.synchronize()
+
+@dataclasses.dataclass(frozen=True)
+class BeamReadback(AsyncReadback):
+    """The result of a beam search.
+
+    Attributes:
+        request, rows: whose it is, and its rows at that time.
+        beams: [beams, 5] fp64, see `BatchState.finished_beams`.
+        history: [beams, positions, 3] fp64, see `BatchState.history`.
+    """
+
+    request: ActiveRequest
+    rows: list[int]
+    beams: Tensor
+    history: Tensor
 
 
 class Runner:
@@ -59,13 +95,22 @@ class Runner:
         vocab_limit: ids at or above it are never generated.
         pages: pages of the cache at first.
         graphs: keeps what is captured.
+        cache_dtype: of the cache; None: the decoder's.
     """
 
-    def __init__(self, decoder: Decoder, max_rows: int, vocab_limit: int, pages: int, graphs: GraphCache):
+    def __init__(
+        self,
+        decoder: Decoder,
+        max_rows: int,
+        vocab_limit: int,
+        pages: int,
+        graphs: GraphCache,
+        cache_dtype: torch.dtype | None = None,
+    ):
         self.decoder, self._vocab_limit, self._graphs = decoder, vocab_limit, graphs
         config, device = decoder.config, decoder.device
         self.state = BatchState(max_rows, config.max_positions, device)
-        self.cache = KVCache(config, slot_count(pages), device, decoder.dtype)
+        self.cache = KVCache(config, slot_count(pages), device, cache_dtype or decoder.dtype)
         self._strategies: dict[StrategyKey, Strategy] = {}
         self._hidden = torch.zeros(ROW_BUCKETS[-1], config.hidden_size, dtype=decoder.dtype, device=device)
         # what captured work reads: fixed memory, filled anew before it is replayed
@@ -78,15 +123,15 @@ class Runner:
         self._graphs.clear()
         self.cache.grow(slot_count(pages))
 
-    def prefill(self, admitted: Sequence[ActiveRequest]) -> Launched:
-        """Run the prompts of requests that begin, and choose their first tokens."""
+    def prefill(self, admitted: Sequence[ActiveRequest]) -> StepReadback:
+        """Run the prompts of requests that begin, and choose their first tokens, or score the prompts' own."""
         self._begin_rows(admitted)
-        tokens = [active.ids[active.cached :] for active in admitted]
-        self._run_prompts(admitted, tokens)
-        plan = _Plan.of(admitted, lambda index, row: index)
-        return self._select(admitted, plan)
+        scores = self._run_prompts(admitted)
+        growing = [active for active in admitted if active.request.scoring is None]
+        scored = [active for active in admitted if active.request.scoring is not None]
+        return self._select(growing, _Plan.of(growing, lambda index, row: index), scored, scores)
 
-    def step(self, active: Sequence[ActiveRequest]) -> Launched:
+    def step(self, active: Sequence[ActiveRequest]) -> StepReadback:
         """Run the current token of every row of these requests, and choose those that follow."""
         members = [(each, each.rows) for each in active]
         if self._plan is None or self._plan[0] != members:
@@ -107,10 +152,12 @@ class Runner:
                 [extension.slots for extension in same],
             )
 
-    def read_beams(self, rows: Sequence[int], length: int) -> tuple[list[list[float]], list[list[list[float]]]]:
-        """The finished beams of a group, and what its beams chose at the first `length` positions."""
-        group = slice(rows[0], rows[-1] + 1)
-        return self.state.finished_beams[group].tolist(), self.state.history[group, :length].tolist()
+    def read_beams(self, active: ActiveRequest) -> BeamReadback:
+        """Send the finished beams of a group, and what its beams chose at each position, to the host."""
+        group = slice(active.rows[0], active.rows[-1] + 1)
+        beams = _to_host(self.state.finished_beams[group])
+        history = _to_host(self.state.history[group, : active.length])
+        return BeamReadback(_event_on(self.state.device), active, active.rows, beams, history)
 
     def _begin_rows(self, admitted: Sequence[ActiveRequest]) -> None:
         rows = [row for active in admitted for row in active.rows]
@@ -129,21 +176,33 @@ class Runner:
         for active in admitted:
             self._strategy(active.key).begin(active.rows, active.request.options)
 
-    def _run_prompts(self, admitted: Sequence[ActiveRequest], tokens: Sequence[Sequence[int]]) -> None:
+    def _run_prompts(self, admitted: Sequence[ActiveRequest]) -> Tensor | None:
+        """Leave the last results of prompts that go on in `_hidden`; returns the scores of the others, if any."""
+        tokens = [active.ids[active.cached :] for active in admitted]
         segments = [(active.rows[0], active.cached, len(own)) for active, own in zip(admitted, tokens, strict=True)]
         positions = [torch.arange(position, position + count) for _, position, count in segments]
-        ends = torch.tensor([count for *_, count in segments]).cumsum(0)
         packed, at = torch.tensor([token for own in tokens for token in own]), torch.cat(positions)
-        given = (packed, at, prefill_tiles(segments), ends - 1)
+        last, before = _wanted(admitted)
+        given = (packed, at, prefill_tiles(segments), torch.tensor([*last, *before], dtype=torch.int64))
         size = next((size for size in SHORT_PREFILLS if len(packed) <= size), None)
-        if self.state.device.type == "cuda" and size is not None and len(segments) <= SHORT_SEGMENTS:
+        is_short = size is not None and len(segments) <= SHORT_SEGMENTS and not before
+        if self.state.device.type == "cuda" and size is not None and is_short:
             self._run_short_prompts(size, given)
-            return
+            return None
         if self.state.device.type == "cuda":
             # libraries choose an algorithm for each new number of rows, which takes them a while
             padding = (0, -len(packed) % PREFILL_ROWS)
             given = (torch.nn.functional.pad(packed, padding), torch.nn.functional.pad(at, padding), *given[2:])
-        self._hidden[: len(segments)] = self._prefill(*(self.state.send(part) for part in given))
+        hidden = self._prefill(*(self.state.send(part) for part in given))
+        self._hidden[: len(last)] = hidden[: len(last)]
+        return self._scores(admitted, hidden[len(last) :]) if before else None
+
+    def _scores(self, admitted: Sequence[ActiveRequest], hidden: Tensor) -> Tensor:
+        # hidden: [tokens, hidden_size] -> [tokens, 1 + 2 * best], see score_tokens
+        tokens = [token for active in admitted for token in active.request.scored_tokens]
+        best = max(active.request.scoring.best for active in admitted if active.request.scoring is not None)
+        sent = self.state.send(torch.tensor(tokens))
+        return score_tokens(hidden, self.decoder.embedding, sent, best, self._vocab_limit)
 
     def _run_short_prompts(self, size: int, given: tuple[Tensor, ...]) -> None:
         if ("prefill", size) not in self._inputs:
@@ -176,19 +235,20 @@ class Runner:
         )
         state.advance(rows)
 
-    def _select(self, active: Sequence[ActiveRequest], plan: _Plan) -> Launched:
+    def _select(
+        self,
+        active: Sequence[ActiveRequest],
+        plan: _Plan,
+        scored: Sequence[ActiveRequest] = (),
+        scores: Tensor | None = None,
+    ) -> StepReadback:
         for key, chosen in plan.by_key.items():
             self._select_with(key, chosen)
         for each in active:
             each.steps += 1
-        output = self.state.step_output
-        if not output.is_cuda:
-            return Launched([(each, each.rows) for each in active], output.clone(), None)
-        copy = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
-        copy.copy_(output, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return Launched([(each, each.rows) for each in active], copy, event)
+        requests, others = ([(each, each.rows) for each in part] for part in (active, scored))
+        output, read = _to_host(self.state.step_output), None if scores is None else _to_host(scores)
+        return StepReadback(_event_on(self.state.device), requests, output, others, read)
 
     def _select_with(self, key: StrategyKey, chosen: list[tuple[int, int]]) -> None:
         # chosen: index of the hidden state and row, of each row
@@ -260,6 +320,37 @@ class _Plan:
         rows = _bucket(len(self.rows), device)
         few = max(rows // BEAMS_PER_GROUP, 1)
         return rows, few if len(self.groups) <= few else rows
+
+
+def _wanted(admitted: Sequence[ActiveRequest]) -> tuple[list[int], list[int]]:
+    """Indices in the packed prompts: of the last token of each that goes on, and of the tokens before scored ones."""
+    last: list[int] = []
+    before: list[int] = []
+    end = 0
+    for active in admitted:
+        end += len(active.ids) - active.cached
+        if active.request.scoring is None:
+            last.append(end - 1)
+        else:
+            before += range(end - 1 - len(active.request.scored_tokens), end - 1)
+    return last, before
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """A copy on the host, complete when the device has done what was launched before."""
+    if not values.is_cuda:
+        return values.clone()
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return copy.copy_(values, non_blocking=True)
+
+
+def _event_on(device: torch.device) -> torch.cuda.Event | None:
+    """What is over when the device has done all that was launched so far; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def _bucket(count: int, device: torch.device) -> int:

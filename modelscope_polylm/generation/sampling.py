@@ -12,6 +12,7 @@ from torch import Tensor
 from modelscope_polylm.generation.lm_head import LMHead, token_logprobs
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.state import BatchState
+from modelscope_polylm.network.kernels.lm_head import best_tokens
 
 SMALLEST_WIDTH = 64
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -74,16 +75,16 @@ class Sampler:
         scores = logits / state.temperature[rows, None]
         if self._width is None:
             return scores, None
-        scores, ids = scores.topk(self._width)
+        scores, ids = best_tokens(scores, self._width)
         rank = torch.arange(self._width, device=scores.device)
         top_k, top_p, min_p = state.top_k[rows, None], state.top_p[rows, None], state.min_p[rows, None]
         scores = scores.masked_fill((rank >= top_k) & (top_k > 0), -torch.inf)
         shares = scores.softmax(-1)
-        too_many = (shares.cumsum(-1) - shares >= top_p) & (rank > 0) & (top_p < 1)
+        too_many = (_sums_before(shares) >= top_p) & (rank > 0) & (top_p < 1)
         scores = scores.masked_fill(too_many, -torch.inf)
         shares = scores.softmax(-1)
         scores = scores.masked_fill(shares < min_p * shares[:, :1], -torch.inf)
-        return (_typical(scores, state.typical_p[rows, None]) if self._typical else scores), ids
+        return (_typical(scores, state.typical_p[rows, None]) if self._typical else scores), ids.long()
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
@@ -120,9 +121,15 @@ def _mix(values: Tensor) -> Tensor:
 def _typical(scores: Tensor, mass: Tensor) -> Tensor:
     # scores: [n, width], mass: [n, 1]; TypicalLogitsWarper
     logprobs = scores.log_softmax(-1)
-    surprise = (logprobs + (logprobs.exp() * -logprobs).nansum(-1, keepdim=True)).abs()
-    order = surprise.sort(-1).indices
+    entropy = (logprobs.exp() * -logprobs).nansum(-1, keepdim=True, dtype=torch.float64)
+    order = (logprobs + entropy.float()).abs().sort(dim=-1, stable=True).indices
     shares = scores.gather(1, order).softmax(-1)
-    kept = (shares.cumsum(-1) - shares < mass) | (torch.arange(scores.shape[1], device=scores.device) == 0)
+    kept = (_sums_before(shares) < mass) | (torch.arange(scores.shape[1], device=scores.device) == 0)
     excluded = ~torch.zeros_like(kept).scatter(1, order, kept)
     return scores.masked_fill(excluded & (mass < 1), -torch.inf)
+
+
+def _sums_before(shares: Tensor) -> Tensor:
+    # shares: [n, width] fp32 -> [n, width] fp64: of all before each, in fp64, as the order of sums changes with n
+    wide = shares.double()
+    return wide.cumsum(-1) - wide

@@ -45,11 +45,13 @@ class ActiveRequest:
         collector: its tokens so far; of a beam search it stays empty.
         rows: the rows that it has; none while it waits.
         prompt_pages: pages of its text, of a single row with the answer's, in the order of positions.
+        borrowed: a page of another text that holds the tokens before `cached` of one of its own pages, if any.
         own_pages: for several rows, the pages of each row's answer.
         cached: tokens whose keys and values were found in the cache.
         steps: tokens that were chosen for each row since it began to run, read or not.
+        is_complete: whether its search is over and its beams are on their way to the host.
         emitted: tokens that were handed out.
-        has_begun: whether its begin was told.
+        has_begun: whether its start was told.
         overtaken: requests that began before it although they came later.
     """
 
@@ -62,10 +64,12 @@ class ActiveRequest:
     collector: TokenCollector
     rows: list[int] = dataclasses.field(default_factory=list)
     prompt_pages: list[int] = dataclasses.field(default_factory=list)
+    borrowed: list[int] = dataclasses.field(default_factory=list)
     own_pages: list[list[int]] = dataclasses.field(default_factory=list)
     cached: int = 0
     steps: int = 0
     start: int = 0
+    is_complete: bool = False
     emitted: int = 0
     has_begun: bool = False
     overtaken: int = 0
@@ -88,12 +92,12 @@ class ActiveRequest:
     @property
     def may_step(self) -> bool:
         """Whether a further token may be chosen."""
-        return self.length - len(self.request.prompt) < self.request.max_new_tokens
+        return not self.is_complete and self.length - len(self.request.prompt) < self.request.max_new_tokens
 
     @property
     def pages(self) -> list[int]:
         """All pages that it owns."""
-        return [*self.prompt_pages, *(page for own in self.own_pages for page in own)]
+        return [*self.prompt_pages, *self.borrowed, *(page for own in self.own_pages for page in own)]
 
     @property
     def most_pages(self) -> int:
@@ -104,6 +108,9 @@ class ActiveRequest:
     def row_slots(self) -> list[list[int]]:
         """The cache slots of each row's positions, as far as there are pages for them."""
         shared = slots_of(self.prompt_pages)
+        if self.borrowed:
+            tokens = self.cached % PAGE
+            shared[self.cached - tokens : self.cached] = slots_of(self.borrowed)[:tokens]
         if self.is_single:
             return [shared]
         return [shared[: len(self.request.prompt)] + slots_of(own) for own in self.own_pages]
@@ -136,7 +143,7 @@ class Scheduler:
     Attributes:
         max_rows: rows that may run together, at most as many as there are.
         waiting: in order of arrival.
-        running: in order of their begin.
+        running: in the order in which they started.
         put_backs: how often a request lost its slots to another one.
         reused_tokens: tokens of requests that began whose keys and values were found in the cache.
         lacks_pages: whether requests wait for pages.
@@ -235,38 +242,42 @@ class Scheduler:
         """Free what a running request has; its text stays findable."""
         self.running.remove(active)
         active.submission.running -= 1
-        if active.is_single:
+        if active.is_single and not active.borrowed:
             # the token that was chosen last was never run
             self.pool.note(active.prompt_pages, active.ids[:-1])
         self.pool.release(active.pages)
         for row in active.rows:
             self._row_taken[row] = False
         self._may_admit = True
-        active.rows, active.prompt_pages, active.own_pages = [], [], []
+        active.rows, active.prompt_pages, active.borrowed, active.own_pages = [], [], [], []
 
     def _begin(self, active: ActiveRequest, tokens: int | None) -> bool:
         """Give rows and slots to a waiting request; False if it does not fit, or has more than `tokens` to compute."""
         rows = self._free_rows(active.request.rows_per_prompt)
         if rows is None:
             return False
-        ids = active.ids
-        found = self.pool.find(ids)
-        new = pages_for(len(ids) + active.is_single) - len(found)
+        ids, scoring = active.ids, active.request.scoring
+        # the token before the first that is scored has to be computed, since its result scores that
+        found, cached = self.pool.find(ids) if scoring is None else self.pool.find(ids[: scoring.start], partly=True)
+        whole = cached // PAGE
+        new = pages_for(len(ids) + (active.is_single and scoring is None)) - whole
         own = 0 if active.is_single else len(rows)
-        fits = tokens is None or len(ids) - PAGE * len(found) <= tokens
+        fits = tokens is None or len(ids) - cached <= tokens
         # some pages are left for the answers that are running
         has_pages = self.pool.available >= new + own + len(self.running)
         if not fits or not has_pages:
             self.lacks_pages |= not has_pages
             self.pool.release(found)
             return False
-        self.reused_tokens += PAGE * len(found)
-        active.prompt_pages = found + self.pool.take(new)
+        self.reused_tokens += cached
+        active.prompt_pages, active.borrowed = found[:whole] + self.pool.take(new), found[whole:]
         active.own_pages = [self.pool.take(1) for _ in range(own)]
-        active.rows, active.cached, active.start, active.steps = rows, PAGE * len(found), len(ids), 0
+        active.rows, active.cached, active.start, active.steps = rows, cached, len(ids), 0
+        active.is_complete = False
         for row in rows:
             self._row_taken[row] = True
-        self.pool.note(active.prompt_pages, ids)
+        if not active.borrowed:
+            self.pool.note(active.prompt_pages, ids)
         self.running.append(active)
         active.submission.running += 1
         return True

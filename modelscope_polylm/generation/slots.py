@@ -1,7 +1,8 @@
 """Who owns the slots of the KV cache: pages that are handed out as texts grow, and found again by their tokens.
 
-A page holds PAGE positions of one text. Full pages stay findable by the tokens from the text's begin to the page's
-end while room lasts, so texts that begin alike share them: system-like prefixes, few-shot prompts, turns of a chat.
+A page holds PAGE positions of one text. Full pages stay findable by the tokens from the text's start to the page's
+end while room lasts, so texts that start alike share them: system-like prefixes, few-shot prompts, turns of a chat.
+Texts that nothing follows, as those of a question with several answers, also share the start of a page.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class SlotPool:
         self._reuses = reuse_prefixes
         self._free = list(range(pages))  # a heap: lowest first, so that one text alone lies in one piece
         self._owners = [0] * pages
-        # a page is known by its parent's node and its own tokens; nodes are never used twice
+        # a page is known by its parent's node and its own tokens; full ones have nodes, which are never used twice
         self._nodes: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}
         self._keys: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._latest: dict[int, int] = {}  # of each parent the page that was noted last, full or not
         self._idle: OrderedDict[int, None] = OrderedDict()  # known pages without owners, least recently used first
         self._next_node = itertools.count(ROOT + 1)
 
@@ -62,11 +64,14 @@ class SlotPool:
         """Hand out pages; there must be as many available."""
         return [self._take_one() for _ in range(count)]
 
-    def find(self, ids: Sequence[int]) -> list[int]:
-        """Pages that hold the begin of a text, which get one more owner; at least one token is left over."""
+    def find(self, ids: Sequence[int], partly: bool = False) -> tuple[list[int], int]:
+        """Pages that hold the start of a text, which get one more owner, and how many of its tokens they hold.
+
+        At least one token is left over. Of the last page only the start may fit, if that is wanted `partly`.
+        """
         found: list[int] = []
         if not self._reuses:
-            return found
+            return found, 0
         node = ROOT
         for start in range(0, len(ids) - PAGE, PAGE):
             known = self._nodes.get((node, tuple(ids[start : start + PAGE])))
@@ -74,21 +79,32 @@ class SlotPool:
                 break
             node, page = known
             found.append(page)
+        tokens = PAGE * len(found)
+        if partly and node in self._latest:
+            page = self._latest[node]
+            if alike := _common(ids[tokens:-1], self._keys[page][1]):
+                tokens += alike
+                found.append(page)
         for page in found:
             self._owners[page] += 1
             self._idle.pop(page, None)
-        return found
+        return found, tokens
 
     def note(self, pages: Sequence[int], ids: Sequence[int]) -> None:
-        """Make a text's full pages findable. Of equal ones the first stays."""
+        """Make a text's full pages findable, and the start of its last one while that has owners.
+
+        Of equal pages the first stays.
+        """
         if not self._reuses:
             return
         node = ROOT
-        for index, page in enumerate(pages[: len(ids) // PAGE]):
+        for index, page in enumerate(pages[: pages_for(len(ids))]):
             key = (node, tuple(ids[index * PAGE : (index + 1) * PAGE]))
-            if key not in self._nodes and page not in self._keys:
-                self._nodes[key] = (next(self._next_node), page)
-                self._keys[page] = key
+            if key not in self._nodes and not self._is_full(page):
+                self._drop_key(page)
+                self._keys[page], self._latest[node] = key, page
+                if self._is_full(page):
+                    self._nodes[key] = (next(self._next_node), page)
             if key not in self._nodes:
                 return
             node = self._nodes[key][0]
@@ -98,8 +114,8 @@ class SlotPool:
         for page in self._idle:
             heapq.heappush(self._free, page)
         self._idle.clear()
-        self._nodes.clear()
-        self._keys.clear()
+        for known in (self._nodes, self._keys, self._latest):
+            known.clear()
 
     def release(self, pages: Sequence[int]) -> None:
         """Take an owner from each page; those of a text's end are the first to be used for something else."""
@@ -107,17 +123,30 @@ class SlotPool:
             self._owners[page] -= 1
             if self._owners[page]:
                 continue
-            if page in self._keys:
+            if self._is_full(page):
                 self._idle[page] = None
             else:
+                self._drop_key(page)
                 heapq.heappush(self._free, page)
+
+    def _is_full(self, page: int) -> bool:
+        """Whether a page is known by all the tokens that it can hold."""
+        return page in self._keys and len(self._keys[page][1]) == PAGE
+
+    def _drop_key(self, page: int) -> None:
+        """Let a page not be found any more."""
+        if page in self._keys:
+            key = self._keys.pop(page)
+            self._nodes.pop(key, None)
+            if self._latest.get(key[0]) == page:
+                del self._latest[key[0]]
 
     def _take_one(self) -> int:
         if self._free:
             page = heapq.heappop(self._free)
         else:
             page, _ = self._idle.popitem(last=False)
-            del self._nodes[self._keys.pop(page)]
+            self._drop_key(page)
         self._owners[page] = 1
         return page
 
@@ -136,3 +165,8 @@ def slot_count(pages: int) -> int:
 def pages_for(tokens: int) -> int:
     """Pages that hold so many tokens."""
     return -(-tokens // PAGE)
+
+
+def _common(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))

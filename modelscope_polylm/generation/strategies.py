@@ -23,6 +23,7 @@ from modelscope_polylm.generation.processors import (
 from modelscope_polylm.generation.requests import Request
 from modelscope_polylm.generation.sampling import Sampler, TokenSelector, sampling_width
 from modelscope_polylm.generation.state import BatchState
+from modelscope_polylm.network.quantization import Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Strategy:
         vocab_limit: ids at or above it are never generated.
     """
 
-    def __init__(self, key: StrategyKey, state: BatchState, embedding: Tensor, vocab_limit: int):
+    def __init__(self, key: StrategyKey, state: BatchState, embedding: Weight, vocab_limit: int):
         self._bad_words = BadWords(*key.bad_words, state) if key.bad_words[0] else None
         lm_head = LMHead(embedding, vocab_limit, self._processors(key))
         self._selector: BeamSearch | TokenSelector

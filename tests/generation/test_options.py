@@ -94,3 +94,25 @@ def test_every_option_is_described_and_known_to_transformers():
 )
 def test_room_for_new_tokens(given, prompt, expected):
     assert GenerationOptions.from_layers(given).new_tokens(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"temperature": 5.0, "num_beams": 4}, ["temperature"]),
+        (
+            {"top_k": 3, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.5, "seed": 1},
+            ["top_k", "top_p", "min_p", "typical_p", "seed"],
+        ),
+        ({"temperature": 1.0, "top_k": 50, "repetition_penalty": 2.0}, []),
+        ({"temperature": 5.0, "do_sample": True}, []),
+    ],
+)
+def test_options_without_effect(given, names):
+    assert GenerationOptions.from_layers(given).without_effect(given) == names
+
+
+@pytest.mark.parametrize(("name", "ours"), [("stop", "stop_strings"), ("max_tokens", "max_new_tokens")])
+def test_names_of_other_programs(name, ours):
+    with pytest.raises(OptionError, match=f"did you mean {ours}"):
+        GenerationOptions.from_layers({name: "x"})

@@ -164,9 +164,9 @@ def test_prefixes_are_found_in_full_pages_and_leave_a_token(length):
     pool, ids = SlotPool(20), list(range(100, 100 + length))
     pages = pool.take(pages_for(length))
     pool.note(pages, ids)
-    assert pool.find(ids) == pages[: (length - 1) // PAGE]
-    assert pool.find([*ids, 7]) == pages[: length // PAGE]
-    assert pool.find([0, *ids]) == []
+    assert pool.find(ids) == (pages[: (length - 1) // PAGE], (length - 1) // PAGE * PAGE)
+    assert pool.find([*ids, 7]) == (pages[: length // PAGE], length // PAGE * PAGE)
+    assert pool.find([0, *ids]) == ([], 0)
 
 
 def test_the_least_recently_used_text_goes_first():
@@ -176,10 +176,35 @@ def test_the_least_recently_used_text_goes_first():
         pages = pool.take(1)
         pool.note(pages, text)
         pool.release(pages)
-    pool.release(pool.find([*texts[0], 1]))
+    pool.release(pool.find([*texts[0], 1])[0])
     pool.take(2)  # the free page, then that of text 1
-    assert [bool(pool.find([*text, 1])) for text in texts] == [True, False, True]
+    assert [bool(pool.find([*text, 1])[0]) for text in texts] == [True, False, True]
 
 
 def test_slots_follow_the_scratch_slot():
     assert slots_of([0, 2]) == [*range(1, PAGE + 1), *range(2 * PAGE + 1, 3 * PAGE + 1)]
+
+
+def test_the_start_of_a_page_is_found_while_it_is_there():
+    pool, ids = SlotPool(4), list(range(100, 100 + PAGE + 4))
+    pages = pool.take(2)
+    pool.note(pages, ids)
+    assert pool.find([*ids[:10], 1, 2]) == ([], 0)
+    assert pool.find([*ids[:10], 1, 2], partly=True) == (pages[:1], 10)
+    assert pool.find(ids[:10], partly=True) == (pages[:1], 9)
+    assert pool.find([*ids[: PAGE + 3], 1], partly=True) == (pages, PAGE + 3)
+    for owned in (pages[:1], pages[:1], pages, pages):
+        pool.release(owned)
+    # a full page stays, one that is not full goes with its last owner
+    assert pool.find([*ids[: PAGE + 3], 1], partly=True) == (pages[:1], PAGE)
+    pool.forget()
+    assert pool.find([*ids[:10], 1], partly=True) == ([], 0)
+
+
+def test_a_page_that_is_used_again_is_not_found_by_its_start():
+    pool, ids = SlotPool(1), list(range(100, 100 + PAGE))
+    pages = pool.take(1)
+    pool.note(pages, ids)
+    pool.release(pages)
+    pool.take(1)
+    assert pool.find([*ids[:10], 1], partly=True) == ([], 0)
