@@ -54,6 +54,8 @@ class Release:
         prompt_format: key of `text.prompts.FORMATS`.
         generation: default options, under the names of transformers' `generate`.
         layers, heads, hidden_size: sizes of the network.
+        download_bytes: of the published files, as the hubs list them; 0 for the bundled model. Those of ecomm-13b are
+            taken to be as large as those of the other 13B releases.
         aliases: further hub ids of the same model.
     """
 
@@ -67,6 +69,7 @@ class Release:
     layers: int
     heads: int
     hidden_size: int
+    download_bytes: int
     aliases: tuple[str, ...] = ()
 
     @property
@@ -94,6 +97,7 @@ RELEASES: dict[str, Release] = {
             layers=4,
             heads=2,
             hidden_size=256,
+            download_bytes=0,
         ),
         Release(
             name="1.7b",
@@ -106,6 +110,7 @@ RELEASES: dict[str, Release] = {
             layers=24,
             heads=16,
             hidden_size=2048,
+            download_bytes=3_680_000_000,
         ),
         Release(
             name="13b",
@@ -118,6 +123,7 @@ RELEASES: dict[str, Release] = {
             layers=40,
             heads=40,
             hidden_size=5120,
+            download_bytes=30_800_000_000,
             aliases=("DAMO-NLP-MT/polylm-13b-fine-grained-shards",),
         ),
         Release(
@@ -131,6 +137,7 @@ RELEASES: dict[str, Release] = {
             layers=40,
             heads=40,
             hidden_size=5120,
+            download_bytes=30_800_000_000,
         ),
         Release(
             name="assistant-13b",
@@ -143,6 +150,7 @@ RELEASES: dict[str, Release] = {
             layers=40,
             heads=40,
             hidden_size=5120,
+            download_bytes=30_800_000_000,
         ),
         Release(
             name="ecomm-13b",
@@ -155,6 +163,7 @@ RELEASES: dict[str, Release] = {
             layers=40,
             heads=40,
             hidden_size=5120,
+            download_bytes=30_800_000_000,
         ),
     )
 }

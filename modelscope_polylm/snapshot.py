@@ -106,6 +106,7 @@ def open_snapshot(
         raise _unusable(folder, problems)
     found, release_source = _find_release(folder, release, named.get("release"))
     format_name = prompt_format or named.get("prompt_format") or (found.prompt_format if found else None)
+    tokenizer.prompt_format = FORMATS[format_name] if format_name else None
     generation = default_options(found, own_options, tokenizer, config)
     return Snapshot(
         folder,
@@ -113,7 +114,7 @@ def open_snapshot(
         tokenizer,
         weight_files,
         release=found,
-        prompt_format=FORMATS[format_name] if format_name else None,
+        prompt_format=tokenizer.prompt_format,
         generation=generation,
         release_source=release_source,
         adapter=None if adapter is None else _read_adapter(adapter, config, weight_files),
@@ -133,6 +134,11 @@ def _base_of(folder: Path) -> Path:
 
 
 def _read_adapter(folder: str | Path, config: PolyLMConfig, weight_files: WeightFiles) -> Adapter:
+    if config.quantization is not None:
+        raise OptionError(
+            f"{weight_files.folder} is quantised ({config.quantization}), so no adapter can be merged: load the "
+            f"model that it was made from with adapter={folder} and quantization={config.quantization!r}."
+        )
     adapter = Adapter.read(folder, config)
     check_base(adapter, weight_files)
     return adapter

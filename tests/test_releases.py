@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from modelscope_polylm.cli.info import model_facts
 from modelscope_polylm.releases import RELEASES, named_release, release_of_folder
 from modelscope_polylm.text.prompts import FORMATS
 
@@ -105,6 +106,15 @@ def test_published_facts(name: str, revision: str | None, kind: str, size: tuple
     release = RELEASES[name]
     assert (release.revision, release.kind) == (revision, kind)
     assert (release.layers, release.heads, release.hidden_size) == size
+
+
+@pytest.mark.parametrize("name", [name for name in RELEASES if name != "tiny"])
+def test_downloads_hold_the_weights_the_masks_and_of_13b_a_second_head(name: str) -> None:
+    """The sizes that the hubs list are those of the tensors, in two bytes each."""
+    facts, release = model_facts(name, None, []), RELEASES[name]
+    masks = release.layers * 2048 * 2048
+    head = 0 if name == "1.7b" else 256_000 * release.hidden_size
+    assert release.download_bytes == pytest.approx(2 * (facts["parameters"] + masks + head), rel=0.005)
 
 
 def test_releases_are_hashable_and_defaults_are_not_shared() -> None:

@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import DISTRIBUTION, SnapshotError
 from modelscope_polylm.files import path_inside, read_json, read_untrusted
 from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.prompts import PromptFormat, known_format
+
+if TYPE_CHECKING:
+    from modelscope_polylm.packaging.quantized_source import Quantization
 
 # Settings of a config.json that are copied from the snapshot; it has these values where it does not name them.
 NETWORK_DEFAULTS: Mapping[str, Any] = {
@@ -36,16 +39,19 @@ QUESTION, ANSWER = "{question}", "{answer}"
 """Where `PromptFormat` puts the contents of messages."""
 
 
-def small_files(snapshot: Snapshot, dtype: str, version: str) -> dict[str, str]:
+def small_files(
+    snapshot: Snapshot, dtype: str, version: str, quantization: Quantization | None = None
+) -> dict[str, str]:
     """Name to contents of the JSON files, and of the wrapper through which ModelScope imports this package.
 
     Args:
         snapshot: the opened source.
         dtype: torch's name of the packaged weights' type.
         version: the oldest version of this package that the wrapper accepts.
+        quantization: of the projections.
     """
     return {
-        "config.json": _json(_config(snapshot, dtype)),
+        "config.json": _json({**_config(snapshot, dtype), **_quantization_config(quantization)}),
         "generation_config.json": _json(_generation_config(snapshot)),
         "tokenizer_config.json": _json(_tokenizer_config(snapshot)),
         "configuration.json": _json(_configuration(snapshot)),
@@ -115,6 +121,14 @@ def _config(snapshot: Snapshot, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         **_token_ids(snapshot),
     }
+
+
+def _quantization_config(quantization: Quantization | None) -> dict[str, Any]:
+    if quantization is None:
+        return {}
+    from modelscope_polylm.network.gptq import quantization_config
+
+    return {"quantization_config": quantization_config(quantization.name, quantization.method)}
 
 
 def _generation_config(snapshot: Snapshot) -> dict[str, Any]:

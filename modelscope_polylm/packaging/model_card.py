@@ -11,26 +11,28 @@ from modelscope_polylm.text.prompts import known_format
 
 if TYPE_CHECKING:
     from modelscope_polylm.packaging.package import PackageReport
+    from modelscope_polylm.packaging.quantized_source import Quantization
 
 PAPER = "https://arxiv.org/abs/2307.06018"
 QUESTION = "Beijing is the capital of China.\\nTranslate this sentence from English to Chinese."
 
 
-def model_card(snapshot: Snapshot, report: PackageReport, dtype: str) -> str:
+def model_card(snapshot: Snapshot, report: PackageReport, dtype: str, quantization: Quantization | None = None) -> str:
     """The text of README.md.
 
     Args:
         snapshot: the opened source.
         report: of the run, so far.
         dtype: torch's name of the packaged weights' type.
+        quantization: of the projections.
     """
     return "\n".join(
         [
             _front_matter(snapshot),
             f"# {_title(snapshot)}",
             "",
-            _summary(snapshot, dtype),
-            _usage(snapshot),
+            _summary(snapshot, dtype, quantization),
+            _usage(snapshot, quantization),
             _prompt(snapshot),
             _tokenizer(report),
             _warnings(report),
@@ -60,14 +62,15 @@ def _title(snapshot: Snapshot) -> str:
     return f"PolyLM {snapshot.release.name}" if snapshot.release else f"PolyLM ({snapshot.folder.name})"
 
 
-def _summary(snapshot: Snapshot, dtype: str) -> str:
+def _summary(snapshot: Snapshot, dtype: str, quantization: Quantization | None) -> str:
+    projections = f", those of projections in {quantization.name} (GPTQ, groups of 128)" if quantization else ""
     config, release = snapshot.config, snapshot.release
     origin = f"the release `{release.model_id}`" if release else "a PolyLM snapshot"
     return f"""A language model for 18 languages ([paper]({PAPER})), packaged from {origin} for current engines.
 
 | | |
 |---|---|
-| parameters | {config.parameters:,} in {dtype} |
+| parameters | {config.parameters:,} in {dtype}{projections} |
 | network | GPT-2: {config.layers} layers, {config.heads} heads, hidden size {config.hidden_size} |
 | context | {config.max_positions} tokens |
 | vocabulary | {config.vocab_size:,} pieces |
@@ -78,7 +81,8 @@ there is a chat template.
 """
 
 
-def _usage(snapshot: Snapshot) -> str:
+def _usage(snapshot: Snapshot, quantization: Quantization | None) -> str:
+    needs = ", which needs gptqmodel and optimum for GPTQ" if quantization else ""
     beams = snapshot.generation.get("num_beams", 1)
     search = f" They use beam search with {beams} beams." if beams > 1 else ""
     return f"""## Use
@@ -96,7 +100,7 @@ pipe = pipeline("text-generation", model=MODEL, trust_remote_code=True)
 print(pipe({{"messages": messages}})["text"])
 ```
 
-With transformers alone:
+With transformers alone{needs}:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import shutil
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from typing import Any
 from modelscope_polylm.errors import DownloadError, OptionError
 from modelscope_polylm.packaging.files import CHECKSUMS, bundled_text, small_files
 from modelscope_polylm.packaging.model_card import model_card
+from modelscope_polylm.packaging.quantized_source import Quantization, QuantizedSource
 from modelscope_polylm.packaging.safetensors_writer import (
+    DTYPES,
     INDEX,
-    ITEM_SIZES,
     Shard,
+    TensorSource,
     WeightSource,
     index_json,
     parse_size,
@@ -50,43 +53,49 @@ def package_snapshot(
     strict: bool = False,
     progress: Progress | None = None,
     adapter: str | Path | None = None,
+    quantization: Quantization | None = None,
 ) -> PackageReport:
     """Write a folder that is a well-formed ModelScope model repository.
 
     Weights are read and written a few rows at a time. Everything goes to `OUT.partial`, which is renamed to `out` at
-    the end; the next run with the same arguments continues one that was interrupted. Code next to the source is neither
-    run nor copied.
+    the end; the next run with the same arguments continues one that was interrupted, unless it quantises. Code next to
+    the source is neither run nor copied.
 
     Args:
         source: a folder with a PolyLM snapshot in any of its layouts.
         out: the folder to write.
-        dtype: 'bfloat16', 'float32' or 'float16'; the source's if None.
+        dtype: 'bfloat16', 'float32' or 'float16'; the source's if None, and 16 bits if quantised.
         release: a name in `releases.RELEASES`; what the source says if None.
         max_shard_size: most bytes of one weight file, such as '5GB'.
         force: replace a model that is in `out`.
         strict: also fail if tokenizer.json differs from SentencePiece on text that is not natural language.
         progress: called with the bytes of weights that are written and their total.
         adapter: peft's folder of a low-rank adapter, which is merged into the weights.
+        quantization: puts the projections into fewer bits, in GPTQ's format.
 
     Raises:
         SnapshotError: the source is incomplete or damaged, its weights are not finite in the dtype, or its tokenizer
             cannot be converted exactly.
         OptionError: an unknown release, dtype or size; `out` holds something, overlaps with the source, or is being
-            written by another run.
+            written by another run; a source that is quantised already.
+        InputError: a calibration text that is empty.
         DownloadError: the disk is full or failing.
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
     max_bytes = parse_size(max_shard_size)
-    if dtype is not None and dtype not in ITEM_SIZES:
-        raise OptionError(f"dtype={dtype!r} is unknown: choose one of {', '.join(ITEM_SIZES)}.")
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"dtype={dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
     snapshot = open_snapshot(source, release=release, adapter=adapter)
+    if snapshot.config.quantization is not None:
+        raise OptionError(f"{source} is quantised already: package the model that it was made from.")
     if snapshot.prompt_format is None:
         raise OptionError(f"{source} does not tell which release it is: pass release={' | '.join(RELEASES)}.")
     check_output_folder(source, out, force)
     weights = WeightSource(snapshot.weight_files, snapshot.config, snapshot.adapter)
-    chosen = dtype or _stored_dtype(weights)
+    chosen = _chosen_dtype(dtype, weights, quantization)
+    plan = (chosen, max_bytes, strict, progress, quantization)
     try:
-        with contextlib.closing(_Packaging(snapshot, weights, out, chosen, max_bytes, strict, progress)) as packaging:
+        with contextlib.closing(_Packaging(snapshot, weights, out, *plan)) as packaging:
             check_output_folder(source, out, force)  # again: another run may have ended in the meantime
             return packaging.run()
     except DownloadError:
@@ -134,12 +143,16 @@ class _Packaging:
         max_bytes: int,
         strict: bool,
         progress: Progress | None,
+        quantization: Quantization | None,
     ) -> None:
-        self.snapshot, self.weights, self.dtype, self.strict = snapshot, weights, dtype, strict
+        self.snapshot, self.dtype, self.strict, self.quantization = snapshot, dtype, strict, quantization
+        self.weights: TensorSource = weights
+        if quantization is not None:
+            self.weights = QuantizedSource(weights, snapshot.config, snapshot.tokenizer, quantization)
         self.progress = progress or (lambda done, total: None)
-        self.shards = plan_shards(weights.shapes.items(), dtype, max_bytes)
+        self.shards = plan_shards(self.weights.shapes.items(), dtype, max_bytes)
         self.total, self.done = sum(shard.size for shard in self.shards), 0
-        self.staging = StagingFolder(out, _settings(snapshot, dtype, max_bytes))
+        self.staging = StagingFolder(out, _settings(snapshot, dtype, max_bytes, quantization))
         self.resumed = [shard.name for shard in self.shards if shard.name in self.staging.finished]
 
     def run(self) -> PackageReport:
@@ -173,6 +186,8 @@ class _Packaging:
             )
         if (adapter := self.snapshot.adapter) is not None:
             lines.append(f"An adapter of rank {adapter.rank} is merged into the weights: they are not the release's.")
+        if isinstance(self.weights, QuantizedSource):
+            lines.append(self.weights.description)
         for line in lines:
             logger.warning("%s", line)
         return lines
@@ -215,10 +230,10 @@ class _Packaging:
         if len(self.shards) > 1:
             self.staging.write(INDEX, index_json(self.shards))
         self.staging.copy(self.snapshot.folder / TOKENIZER_MODEL, TOKENIZER_MODEL)
-        for name, text in small_files(self.snapshot, self.dtype, __version__).items():
+        for name, text in small_files(self.snapshot, self.dtype, __version__, self.quantization).items():
             self.staging.write(name, text)
         self.staging.write("LICENSE", bundled_text("apache-2.0.txt"))
-        self.staging.write("README.md", model_card(self.snapshot, report, self.dtype))
+        self.staging.write("README.md", model_card(self.snapshot, report, self.dtype, self.quantization))
         sums = sorted((name, sha256) for name, sha256 in self.staging.finished.items() if name != CHECKSUMS)
         self.staging.write(CHECKSUMS, "".join(f"{sha256}  {name}\n" for name, sha256 in sums))
 
@@ -228,19 +243,32 @@ class _Packaging:
         self.progress(self.done, self.total)
 
 
-def _settings(snapshot: Snapshot, dtype: str, max_bytes: int) -> dict[str, Any]:
-    """What the weight files depend on: a run continues another one only if all of it is the same."""
+def _settings(snapshot: Snapshot, dtype: str, max_bytes: int, quantization: Quantization | None) -> dict[str, Any]:
+    """What the weight files depend on: a run continues another one only if all of it is the same.
+
+    A run that quantises never is: each layer needs what the quantised ones before it compute.
+    """
     from modelscope_polylm import __version__
 
     sources = [file.path for file in snapshot.weight_files.files]
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sources}
     source = {"source": str(snapshot.folder.resolve()), "weights": stats}
     adapter = snapshot.adapter.digest() if snapshot.adapter else None
-    return {**source, "adapter": adapter, "dtype": dtype, "max_shard_size": max_bytes, "version": __version__}
+    run = None if quantization is None else uuid.uuid4().hex
+    rest = {"dtype": dtype, "max_shard_size": max_bytes, "version": __version__, "quantizing_run": run}
+    return {**source, "adapter": adapter, **rest}
+
+
+def _chosen_dtype(dtype: str | None, weights: WeightSource, quantization: Quantization | None) -> str:
+    if quantization is None:
+        return dtype or _stored_dtype(weights)
+    if dtype == "float32":
+        raise OptionError("A quantised package keeps its other tensors in 16 bits: pass dtype='bfloat16', or none.")
+    return dtype or ("float16" if weights.dtypes == {"float16"} else "bfloat16")
 
 
 def _stored_dtype(weights: WeightSource) -> str:
-    if len(weights.dtypes) > 1 or not weights.dtypes <= set(ITEM_SIZES):
+    if len(weights.dtypes) > 1 or not weights.dtypes <= set(DTYPES):
         raise OptionError(f"The weights are stored as {', '.join(sorted(weights.dtypes))}: pass dtype='bfloat16'.")
     return next(iter(weights.dtypes))
 

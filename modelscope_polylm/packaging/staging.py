@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modelscope_polylm.errors import DownloadError, OptionError
-from modelscope_polylm.files import file_sha256, flush_to_disk, lock
+from modelscope_polylm.files import file_sha256, flush_to_disk, lock, read_own_json
 
 logger = logging.getLogger(__name__)
 
@@ -197,11 +197,7 @@ def _identity(folder: Path) -> Identity | None:
 
 
 def _read_progress(folder: Path) -> dict[str, Any]:
-    try:
-        progress = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return progress if isinstance(progress, dict) else {}
+    return read_own_json(folder / PROGRESS_FILE) or {}
 
 
 def _lock_folder(folder: Path, out: Path) -> int | None:
