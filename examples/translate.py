@@ -18,21 +18,14 @@ from modelscope_polylm.hub.resolve import resolve
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sentence", nargs="?", default="Beijing is the capital of China.")
-    parser.add_argument("--to", default="Chinese", help="a language's English name")
+    parser.add_argument("--to", default="Chinese", help="a language's code or name")
     parser.add_argument("--best", type=int, default=3, help="how many translations")
     parser.add_argument("--model", default="tiny", help="a folder, a hub id, or a release such as assistant-13b")
     arguments = parser.parse_args()
 
-    pipe = pipeline(Tasks.text_generation, model=str(resolve(arguments.model)))
-    request = f"{arguments.sentence}\nTranslate this sentence from English to {arguments.to}."
-    output = pipe(
-        {"messages": [{"role": "user", "content": request}]},
-        num_beams=max(4, arguments.best),
-        num_return_sequences=arguments.best,
-        early_stopping=True,
-        output_scores=True,
-    )
-    for text, score in zip(output.get("texts", [output["text"]]), output["scores"], strict=True):
+    pipe = pipeline(Tasks.translation, model=str(resolve(arguments.model)))
+    output = pipe(arguments.sentence, target=arguments.to, alternatives=arguments.best, output_scores=True)
+    for text, score in zip(output["translations"], output["scores"], strict=True):
         print(f"{score:8.4f}  {text}")
 
 

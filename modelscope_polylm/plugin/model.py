@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from modelscope_polylm.backends.base import Completion
 
-__all__ = ["PolyLMForChat", "PolyLMForTextGeneration"]
+__all__ = ["PolyLMForChat", "PolyLMForTextGeneration", "PolyLMForTranslation"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
             model_dir: the folder.
             device: 'gpu', 'cuda', 'cuda:1', 'gpu:0' or 'cpu'; None takes a GPU if there is one.
             dtype, torch_dtype: two names of one thing, the precision; None is bfloat16 on CUDA and float32 on the CPU.
-            options: `backend`, `prompt_format`, `release`, `adapter` and the backend's own, as in `TextGenerator.load`.
+            options: `backend`, `prompt_format`, `release`, `adapter` and the backend's own, such as `quantization`, as
+                in `TextGenerator.load`.
 
         Raises:
             SnapshotError: the folder is not a complete snapshot.
@@ -142,6 +143,11 @@ class PolyLMForTextGeneration(TorchModel):  # type: ignore[misc]
 @MODELS.register_module("chat", MODEL_TYPE, force=True)
 class PolyLMForChat(PolyLMForTextGeneration):
     """The same model for the task chat: ModelScope notes the task in the class, so each task needs its own."""
+
+
+@MODELS.register_module("translation", MODEL_TYPE, force=True)
+class PolyLMForTranslation(PolyLMForTextGeneration):
+    """The same model for the task translation."""
 
 
 def _own_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -31,18 +31,10 @@ Stages = tuple[Parameters, Parameters, Parameters]
 """The parameters of `preprocess`, `forward` and `postprocess`."""
 
 
-@PIPELINES.register_module("text-generation", PIPELINE_TYPE, force=True)
-class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
-    """Continues texts and answers conversations.
-
-    An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, several of
-    them in anything that can be iterated over, or an MsDataset. Options of a call are generation options,
-    `return_full_text`, `allow_role_markers` and `system_message`: 'refuse', or 'prepend', which puts system messages
-    before the user's. Safe to use from several threads, whose calls run together.
-    """
+class PolyLMPipeline(Pipeline):  # type: ignore[misc]
+    """What the pipelines of all tasks have in common: a loaded model."""
 
     model_class: ClassVar[type[PolyLMForTextGeneration]] = PolyLMForTextGeneration
-    text_is_message: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -85,6 +77,19 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
         """Nothing to do: the backend put the weights in their place when it loaded them."""
         self._model_prepare = True
 
+
+@PIPELINES.register_module("text-generation", PIPELINE_TYPE, force=True)
+class PolyLMTextGenerationPipeline(PolyLMPipeline):
+    """Continues texts and answers conversations.
+
+    An input is a text, `{'text': ...}`, `{'messages': [...]}` or a list of messages; a call takes one input, several of
+    them in anything that can be iterated over, or an MsDataset. Options of a call are generation options,
+    `return_full_text`, `allow_role_markers` and `system_message`: 'refuse', or 'prepend', which puts system messages
+    before the user's. Safe to use from several threads, whose calls run together.
+    """
+
+    text_is_message: ClassVar[bool] = False
+
     def __call__(self, input: Any, *, batch_size: int | None = None, **options: Any) -> Any:
         """Answer one input, a list of inputs, or the rows of an MsDataset.
 
@@ -103,7 +108,7 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
             OptionError: an unknown option or value.
         """
         reading, running, showing = self._sanitize_parameters(**options)
-        size = _checked_batch_size(batch_size)
+        size = checked_batch_size(batch_size)
         if isinstance(input, MsDataset):
             return self._answer_rows(input, size, reading, running, showing)
         if not is_many(input):
@@ -129,7 +134,7 @@ class PolyLMTextGenerationPipeline(Pipeline):  # type: ignore[misc]
             InputError, OptionError: as in `__call__`, before anything runs.
         """
         reading, running, showing = self._sanitize_parameters(**options)
-        size = _checked_batch_size(batch_size)
+        size = checked_batch_size(batch_size)
 
         def show(prompt: Prompt, result: GenerationResult) -> Output:
             return self.postprocess((prompt, result), **showing)
@@ -214,7 +219,7 @@ def _configuration_file(folder: Path) -> str:
     return str(own if own.is_file() else TINY_FOLDER / CONFIGURATION)
 
 
-def _checked_batch_size(batch_size: int | None) -> int | None:
+def checked_batch_size(batch_size: int | None) -> int | None:
     if batch_size is None:
         return None
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

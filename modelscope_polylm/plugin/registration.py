@@ -21,16 +21,19 @@ MODEL_TYPE = "polylm"
 PIPELINE_TYPE = "polylm-text-generation"
 PREPROCESSOR_TYPE = "polylm-tokenizer"
 TRAINER_TYPE = "polylm-sft"
-TASKS = ("text-generation", "chat")
+TRANSLATION = "translation"
+TASKS = ("text-generation", "chat", TRANSLATION)
 
 _MODEL = "modelscope_polylm.plugin.model"
 _PIPELINES = "modelscope_polylm.plugin.pipelines"
+_TRANSLATION = "modelscope_polylm.plugin.translation"
 _PREPROCESSOR = "modelscope_polylm.plugin.preprocessor"
 _TRAINER = "modelscope_polylm.plugin.trainer"
 
 INDEX_ENTRIES = {
     **{("MODELS", task, MODEL_TYPE): _MODEL for task in TASKS},
     **{("PIPELINES", task, PIPELINE_TYPE): _PIPELINES for task in TASKS},
+    ("PIPELINES", TRANSLATION, PIPELINE_TYPE): _TRANSLATION,
     ("PREPROCESSORS", "nlp", PREPROCESSOR_TYPE): _PREPROCESSOR,
     ("TRAINERS", "default", TRAINER_TYPE): _TRAINER,
 }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import sentencepiece
 
-from modelscope_polylm.errors import InputError, SnapshotError
+from modelscope_polylm.errors import InputError, SnapshotError, suggestion
 from modelscope_polylm.files import library_errors, read_untrusted
+from modelscope_polylm.text.prompts import FORMATS, PromptFormat, check_messages, known_format, render
 
 FILE_NAME = "tokenizer.model"
 MODEL_BYTES = 16 << 20
@@ -41,7 +42,10 @@ class PolyLMTokenizer:
         anchor_id: a piece with visible text that stands for any text before the ids that follow it; None where decoded
             text depends on what follows, because the model has denormalizer rules.
         processor: the SentencePieceProcessor that decodes.
+        prompt_format: how `apply_chat_template` writes messages: that of the opened snapshot, None for a file alone.
     """
+
+    prompt_format: PromptFormat | None = None
 
     def __init__(self, model_file: str | Path) -> None:
         """Load a model file.
@@ -66,6 +70,65 @@ class PolyLMTokenizer:
     def from_pretrained(cls, folder: str | Path) -> PolyLMTokenizer:
         """Load `tokenizer.model` of a snapshot folder. Raises SnapshotError where it is missing or broken."""
         return cls(Path(folder) / FILE_NAME)
+
+    def __call__(
+        self, text: str | Sequence[str], *, padding: bool = False, return_tensors: str | None = None
+    ) -> dict[str, Any]:
+        """Cut a text, or several, as the tokenizers of transformers do: nothing is added.
+
+        Args:
+            text: one text, or a list of texts.
+            padding: fill shorter texts up with end tokens on the left, where generation needs them.
+            return_tensors: 'pt' for int64 tensors, [texts, tokens]; None for lists.
+
+        Returns:
+            'input_ids', and the 'attention_mask' with 0 for what was filled up.
+
+        Raises:
+            InputError: as `encode`, or texts of different lengths for one tensor.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        ids = [self.encode(each) for each in texts]
+        longest = max(map(len, ids), default=0) if padding else 0
+        masks = [[0] * (longest - len(own)) + [1] * len(own) for own in ids]
+        ids = [[self.eos_token_id] * (longest - len(own)) + own for own in ids]
+        found: dict[str, Any] = {"input_ids": ids, "attention_mask": masks}
+        if return_tensors is None:
+            return {name: values[0] for name, values in found.items()} if isinstance(text, str) else found
+        if return_tensors != "pt":
+            raise InputError(f"return_tensors={return_tensors!r} is unknown: use 'pt', or leave it out for lists.")
+        if len({len(own) for own in ids}) > 1:
+            raise InputError("The texts have different numbers of tokens: pass padding=True for one tensor.")
+        import torch
+
+        return {name: torch.tensor(values, dtype=torch.int64) for name, values in found.items()}
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = True,
+        prompt_format: str | None = None,
+    ) -> str | list[int]:
+        """Write a conversation as the prompt for its next answer.
+
+        Args:
+            messages: {'role': ..., 'content': ...}, the user first and last.
+            tokenize: return token ids, not the text.
+            add_generation_prompt: True, as PolyLM's formats end where the answer begins.
+            prompt_format: a name in `text.prompts.FORMATS`; the snapshot's if None.
+
+        Raises:
+            InputError: wrong messages, an unknown format, or none where the snapshot tells none.
+        """
+        if not add_generation_prompt:
+            raise InputError("add_generation_prompt=False: PolyLM's formats always end where the answer begins.")
+        if prompt_format is not None and prompt_format not in FORMATS:
+            raise InputError(f"prompt_format={prompt_format!r} is unknown: {suggestion(prompt_format, FORMATS)}")
+        form = known_format(self.prompt_format if prompt_format is None else FORMATS[prompt_format])
+        text = render(check_messages(messages, format=form), form)
+        return self.encode(text) if tokenize else text
 
     def encode(self, text: str) -> list[int]:
         """Cut a text into token ids: exactly those of SentencePiece.
@@ -176,6 +239,8 @@ def check_text(text: object) -> None:
     """Raise InputError unless `text` is a str that can be written as UTF-8."""
     if not isinstance(text, str):
         hint = " Decode it first, as in text.decode('utf-8')." if isinstance(text, (bytes, bytearray)) else ""
+        if isinstance(text, (list, tuple)):
+            hint = " Give texts one by one: of batches, such as a DataLoader's, give the data set itself."
         raise InputError(f"The text must be a str, not {type(text).__name__}: {text!r:.80}.{hint}")
     try:
         text.encode()

@@ -50,6 +50,7 @@ def test_trust_is_needed(hub: LocalHub, wrapper_repository: Path, run_script: Ca
     assert trusted == WORKS
 
 
+@pytest.mark.slow
 def test_the_publisher_is_trusted(hub: LocalHub, wrapper_repository: Path, run_script: Callable[..., Any]) -> None:
     hub.publish(wrapper_repository, TRUSTED, "v1.0.0")
     assert run_script(RUN, TRUSTED, json.dumps([{"model_revision": "v1.0.0"}])) == [WORKS]

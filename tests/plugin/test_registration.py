@@ -49,7 +49,12 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("order", IMPORT_ORDERS)
+SLOW_ORDERS = ("package last", "our classes first")
+
+
+@pytest.mark.parametrize(
+    "order", [pytest.param(order, marks=[pytest.mark.slow] * (order in SLOW_ORDERS)) for order in IMPORT_ORDERS]
+)
 def test_every_import_order(order: str, random_snapshot: Path, run_script: Callable[..., Any]) -> None:
     report = run_script(IMPORT_ORDERS[order] + "\n" + REPORT, random_snapshot)
     assert report["classes"] == {

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelscope_polylm.errors import InputError, SnapshotError
+from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.snapshot import open_snapshot
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 from .conftest import GRID, SPECIAL, train
@@ -227,3 +229,43 @@ def test_threads_share_one_tokenizer(tokenizer: PolyLMTokenizer) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.fixture(scope="module")
+def tiny_tokenizer() -> PolyLMTokenizer:
+    return PolyLMTokenizer.from_pretrained(TINY_FOLDER)
+
+
+def test_called_like_other_tokenizers(tiny_tokenizer: PolyLMTokenizer) -> None:
+    ids = [tiny_tokenizer.encode(text) for text in ("Rome", "Rome is the capital of Italy.")]
+    assert tiny_tokenizer("Rome") == {"input_ids": ids[0], "attention_mask": [1] * len(ids[0])}
+    assert tiny_tokenizer(["Rome", "Rome is the capital of Italy."])["input_ids"] == ids
+    padded = tiny_tokenizer(["Rome", "Rome is the capital of Italy."], padding=True, return_tensors="pt")
+    fill = len(ids[1]) - len(ids[0])
+    assert padded["input_ids"].tolist() == [[2] * fill + ids[0], ids[1]]
+    assert padded["attention_mask"].tolist() == [[0] * fill + [1] * len(ids[0]), [1] * len(ids[1])]
+    with pytest.raises(InputError, match="pass padding=True"):
+        tiny_tokenizer(["Rome", "Rome is"], return_tensors="pt")
+    with pytest.raises(InputError, match="return_tensors='np' is unknown"):
+        tiny_tokenizer("Rome", return_tensors="np")
+    with pytest.raises(InputError, match="must be a str"):
+        tiny_tokenizer([5])  # type: ignore[list-item]
+
+
+def test_chat_template(tiny_tokenizer: PolyLMTokenizer) -> None:
+    messages = [{"role": "user", "content": "Rome"}]
+    with pytest.raises(InputError, match="pass release= or prompt_format="):
+        tiny_tokenizer.apply_chat_template(messages)
+    text = "<|user|>\nRome\n<|assistant|>\n"
+    assert tiny_tokenizer.apply_chat_template(messages, prompt_format="assistant", tokenize=False) == text
+    own = open_snapshot(TINY_FOLDER).tokenizer
+    assert own.apply_chat_template(messages, tokenize=False) == text
+    assert own.apply_chat_template(messages) == own.encode(text)
+    for wrong, message in (
+        ({"prompt_format": "asistant"}, "did you mean assistant"),
+        ({"add_generation_prompt": False}, "always end where the answer begins"),
+    ):
+        with pytest.raises(InputError, match=message):
+            own.apply_chat_template(messages, **wrong)
+    with pytest.raises(InputError, match="not trained with"):
+        own.apply_chat_template([{"role": "system", "content": "x"}, *messages])

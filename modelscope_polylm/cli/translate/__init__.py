@@ -1,0 +1,1 @@
+"""`polylm translate`: texts and documents, translated."""

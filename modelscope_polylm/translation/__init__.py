@@ -1,0 +1,1 @@
+"""Translation between PolyLM's 18 languages: texts and documents -> sentences -> the model -> the same, translated."""

@@ -1,0 +1,5 @@
+"""The bundled model."""
+
+from __future__ import annotations
+
+from tests.commands import tiny
