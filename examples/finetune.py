@@ -2,6 +2,7 @@
 
     python examples/finetune.py                     # writes build/finetune
     python examples/finetune.py --folder /tmp/mine
+    python examples/finetune.py --quantization int8   # frozen weights in 8 bits (QLoRA)
 
 The model translates "X is the capital of Y." into 17 languages. From 24 pairs it learns "X was the capital of Y." in
 German; pairs that it knows already stand between them, so that it does not forget those. At the end it is asked for the
@@ -86,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=BUILD, help="of the data and the run (default build/finetune)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of countries and of the training")
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="of the frozen weights (default: none)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     data = arguments.folder / "train.jsonl"
@@ -94,7 +96,7 @@ def main() -> None:
         model=TINY_FOLDER,
         data=[own_data_set(data)],
         out=arguments.folder / "run",
-        options=TrainingOptions.from_dict({**OPTIONS, "seed": arguments.seed}),
+        options=TrainingOptions.from_dict({**OPTIONS, "seed": arguments.seed, "quantization": arguments.quantization}),
         device="cpu",
     )
     started = time.perf_counter()

@@ -117,7 +117,7 @@ def render_data_report(report: DataReport) -> str:
     header = ["source", "language", "read", "kept", "left out", "model card", "licence"]
     rows = [_row(report, source, language, counts) for (source, language), counts in report.counts.items()]
     rows.append(["", "", "", f"{report.kept:,}", "", "", ""])
-    lines = [_aligned(row, [header, *rows]) for row in [header, *rows]]
+    lines = [aligned(row, [header, *rows], numbers=range(2, 6)) for row in [header, *rows]]
     for title, attribute in (("Left out", "left_out"), ("Noted", "notes")):
         found = [
             f"  {count:>9,}  {source} {language}: {reason}"
@@ -138,11 +138,11 @@ def _row(report: DataReport, source: str, language: str, counts: Counts) -> list
     return [source, language, f"{counts.read:,}", f"{counts.kept:,}", f"{left_out:,}", *facts]
 
 
-def _aligned(row: list[str], rows: list[list[str]]) -> str:
-    """Numbers to the right, texts to the left."""
+def aligned(row: list[str], rows: list[list[str]], numbers: range) -> str:
+    """A line of a table: the columns of numbers to the right, texts to the left."""
     widths = [max(len(each[column]) for each in rows) for column in range(len(row))]
     cells = [
-        cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
+        cell.rjust(width) if column in numbers else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()

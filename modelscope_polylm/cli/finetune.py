@@ -19,8 +19,8 @@ from modelscope_polylm.terminal.flags import (
     DeviceFlag,
     DtypeFlag,
     JsonFlag,
+    ModelFlag,
     RevisionFlag,
-    complete_model,
     takes_options,
 )
 from modelscope_polylm.terminal.models import find_model, release_name
@@ -35,17 +35,12 @@ if TYPE_CHECKING:
 
 @takes_options(training_fields())
 def finetune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder, a hub id, or a release such as tiny or assistant-13b.", autocompletion=complete_model
-        ),
-    ],
+    *,
+    model: ModelFlag,
     data: Annotated[
         list[str] | None,
         typer.Argument(help="Files of `polylm data` or your own, or NAME=PATH as there."),
     ] = None,
-    *,
     out: Annotated[Path, typer.Option(help="The folder of the run; its result is in OUT/output.")],
     curriculum: Annotated[
         Path | None,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from modelscope_polylm.errors import InputError
-from modelscope_polylm.files import write_atomically
+from modelscope_polylm.files import read_own_json, write_atomically
 from modelscope_polylm.training.collate import PackedRows, Packing, RecordEncoder, TokenFile, pack
 from modelscope_polylm.training.options import TrainingOptions
 from modelscope_polylm.training.prepare import DataReport, DataSet, read_data
@@ -51,7 +51,7 @@ class TokenStore:
 
     def _opened(self, folder: Path, data_sets: Sequence[DataSet]) -> TokenFile:
         wanted = self._stamp(data_sets)
-        is_same = wanted is not None and _read_json(folder / STAMP) == wanted
+        is_same = wanted is not None and read_own_json(folder / STAMP) == wanted
         if is_same or not self._may_write:
             return TokenFile(folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +62,7 @@ class TokenStore:
         write_atomically(folder / STAMP, json.dumps(wanted))
         return tokens
 
-    def _stamp(self, data_sets: Sequence[DataSet]) -> Any:
+    def _stamp(self, data_sets: Sequence[DataSet]) -> dict[str, Any] | None:
         """Changes with the files that tokens are made of; None where rows come from elsewhere."""
         sources: list[Any] = []
         for data_set in data_sets:
@@ -71,7 +71,12 @@ class TokenStore:
             stats = [(str(file.resolve()), file.stat()) for file in data_files(data_set.path)]
             sources.append([data_set.source.name, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
         encoder = self._encoder
-        return [sources, encoder.length, encoder.prompt_format.name, encoder.end_in_history]
+        return {
+            "sources": sources,
+            "length": encoder.length,
+            "prompt_format": encoder.prompt_format.name,
+            "end_in_history": encoder.end_in_history,
+        }
 
 
 class RunRows:
@@ -165,10 +170,3 @@ def groups_of(data: Sequence[DataSet] | Curriculum) -> dict[str, Sequence[DataSe
 def _joined(rows: Sequence[PackedRows]) -> Dataset[dict[str, Any]]:
     joined: Dataset[dict[str, Any]] = ConcatDataset(rows)
     return joined
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

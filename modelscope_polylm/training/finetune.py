@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype, free_bytes
 from modelscope_polylm.errors import DependencyError, DeviceError, OptionError, install_command
-from modelscope_polylm.files import file_sha256, lock, write_atomically
+from modelscope_polylm.files import file_sha256, lock, read_own_json, write_atomically
 from modelscope_polylm.training.collate import RecordEncoder, TokenFile
 from modelscope_polylm.training.dataset import EVALUATION, RunRows, TokenStore, groups_of
 from modelscope_polylm.training.options import TrainingOptions
@@ -139,6 +139,13 @@ class _Run:
             raise OptionError(
                 f"{job.model} is an adapter: merge it first, with `polylm package {job.model} OUT`, and train OUT."
             )
+        if self.snapshot.config.quantization is not None:
+            raise OptionError(
+                f"{job.model} is quantised: train on the model that it was made from, with quantization="
+                f"{self.snapshot.config.quantization!r} to hold its weights in as few bits."
+            )
+        if job.options.quantization is not None and _is_sharded():
+            raise OptionError("FSDP does not share out quantised weights: leave it out, so that each device holds all.")
         self.prompt_format = known_format(self.snapshot.prompt_format)
         config = self.snapshot.config
         small = config.parameters < SMALL_MODEL
@@ -204,10 +211,7 @@ class _Run:
         self._note({**noted, "data": {**known, group: digest}})
 
     def _noted(self) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads((self.job.out / RUN).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return None
+        return read_own_json(self.job.out / RUN)
 
     def _note(self, facts: dict[str, Any]) -> None:
         write_atomically(self.job.out / RUN, json.dumps(facts, indent=2) + "\n")
@@ -293,8 +297,8 @@ class _Run:
 
         kind = {"on_cpu": self.device.type == "cpu", "bf16": str(self.dtype) == "torch.bfloat16", "log": log}
         arguments = training_arguments(self.job.out, self.options, self.steps, self.processes, **kind)
-        by_parts = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # accelerate sends each device its part
-        device = torch.device("cpu") if by_parts else arguments.device
+        # with FSDP accelerate sends each device its part
+        device = torch.device("cpu") if _is_sharded() else arguments.device
         model = trained_model(self.snapshot, self.options, device, self.dtype, self.job.model_name)
         return FinetuneTrainer(model, arguments, self.rows.training, self.rows.held_out, report)
 
@@ -302,6 +306,11 @@ class _Run:
 def is_main_process() -> bool:
     """Whether this process is the one that writes."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _is_sharded() -> bool:
+    """Whether `accelerate launch` shares out the weights by FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def _process_device(device: torch.device) -> torch.device:

@@ -96,6 +96,7 @@ class Pairs:
         return (self.question, *context, self.answer, *self.other)
 
     def records(self, row: Row, language: str) -> Iterator[Record | LeftOut]:
+        language = _language(row, language)
         notes: list[str] = []
         question, answer = row[self.question], row[self.answer]
         context = self._context(row[self.context], notes) if self.context and self.context in row else ""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, set_seed
+from transformers.pytorch_utils import Conv1D
 
+from modelscope_polylm.network.kernels.quantized import plain
+from modelscope_polylm.network.quantization import QuantizedMatrix, Weight
 from modelscope_polylm.network.weights import PROJECTION
 from modelscope_polylm.training.collate import IGNORED
 
@@ -68,6 +72,48 @@ class TrainedGPT2(GPT2LMHeadModel):  # type: ignore[misc, no-untyped-call]
                 module.to(dtype)
 
 
+class QuantizedConv1D(Conv1D):  # type: ignore[misc]
+    """GPT-2's projection with a frozen matrix in fewer bits, whose plain numbers exist only while a product runs.
+
+    peft adapts it as any Conv1D.
+
+    Args:
+        matrix: [outputs, inputs].
+        bias: [outputs].
+    """
+
+    def __init__(self, matrix: QuantizedMatrix, bias: Tensor) -> None:
+        torch.nn.Module.__init__(self)
+        self.nf, self.nx = matrix.shape
+        self.matrix, self.bias = matrix, torch.nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """[inputs, outputs] in the dtype of products, made anew."""
+        return plain(self.matrix).t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute x [..., inputs] -> [..., outputs] in the dtype of products."""
+        # x: [..., nx] -> [..., nf]
+        product: Tensor = _FrozenProduct.apply(x.to(self.matrix.dtype), self.matrix)  # type: ignore[no-untyped-call]
+        return product + self.bias.to(product.dtype)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """A product with a quantised matrix, unpacked for it and once more for the gradient, so that none is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: QuantizedMatrix) -> Tensor:
+        # x: [..., K], matrix: [N, K] -> [..., N]
+        ctx.matrix = matrix
+        return F.linear(x, plain(matrix))
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        # outer: [..., N] -> [..., K]
+        return outer[0].to(ctx.matrix.dtype) @ plain(ctx.matrix), None
+
+
 def trained_model(
     snapshot: Snapshot, options: TrainingOptions, device: torch.device, dtype: torch.dtype, base: str | None = None
 ) -> torch.nn.Module:
@@ -82,7 +128,7 @@ def trained_model(
     """
     set_seed(options.seed)
     is_full = options.method == "full"
-    network = load_network(snapshot, device, torch.float32 if is_full else dtype, dtype)
+    network = load_network(snapshot, device, torch.float32 if is_full else dtype, dtype, options.quantization)
     network.keep_residual_in(torch.float32 if options.residual == "float32" else None)
     if options.checkpointing:
         renamed = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
@@ -107,7 +153,11 @@ def _with_adapter(network: TrainedGPT2, options: TrainingOptions, base: str) -> 
 
 
 def load_network(
-    snapshot: Snapshot, device: torch.device, dtype: torch.dtype, product_dtype: torch.dtype
+    snapshot: Snapshot,
+    device: torch.device,
+    dtype: torch.dtype,
+    product_dtype: torch.dtype,
+    quantization: str | None = None,
 ) -> TrainedGPT2:
     """The network of a snapshot, in any of the layouts in which PolyLM is published.
 
@@ -116,6 +166,8 @@ def load_network(
         device: where the weights go.
         dtype: of the weights.
         product_dtype: of the products, where autocast makes it another one.
+        quantization: 'int8' or 'int4' of the projections, which are frozen; the embedding is rounded as that
+            quantization rounds it, and held in `dtype`.
 
     Raises:
         SnapshotError: weights that cannot be read.
@@ -131,17 +183,32 @@ def load_network(
         eos_token_id=snapshot.tokenizer.eos_token_id,
     )
     config._attn_implementation = attention_for(device, product_dtype, snapshot.config.head_dim)
-    weights = snapshot.weight_files.load(snapshot.config, device, dtype)
+    weights: Mapping[str, Weight]
+    if quantization is None:
+        weights = snapshot.weight_files.load(snapshot.config, device, dtype)
+    else:
+        weights = snapshot.weight_files.load_quantized(snapshot.config, device, dtype, quantization)
     with torch.device("meta"):
         model = TrainedGPT2(config)
-    # GPT-2's Conv1D holds [in, out]
-    tensors = {
-        f"transformer.{name}": weights.pop(name).t().contiguous() if PROJECTION.fullmatch(name) else weights.pop(name)
-        for name in list(weights)
-    }
-    model.load_state_dict({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, assign=True)
+    _assign(model, dict(weights))
     model.tie_weights()
     return model
+
+
+def _assign(model: TrainedGPT2, weights: dict[str, Weight]) -> None:
+    """Put weights into a model without any; `weights` is emptied."""
+    tensors: dict[str, Tensor] = {}
+    for name in list(weights):
+        weight, stored = weights.pop(name), f"transformer.{name}"
+        if isinstance(weight, Tensor):
+            # GPT-2's Conv1D holds [in, out]
+            tensors[stored] = weight.t().contiguous() if PROJECTION.fullmatch(name) else weight
+        elif PROJECTION.fullmatch(name):
+            bias = torch.empty(len(weight), dtype=weight.dtype, device="meta")
+            model.set_submodule(stored.removesuffix(".weight"), QuantizedConv1D(weight, bias))
+        else:
+            tensors[stored] = plain(weight)
+    model.load_state_dict({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, assign=True)
 
 
 def attention_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:

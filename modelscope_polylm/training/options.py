@@ -28,6 +28,9 @@ class TrainingOptions:
     lora_rank: int = option(8, "Rank of the adapter.", minimum=1, maximum=1024)
     lora_alpha: float = option(16.0, "The adapter is scaled by alpha / rank.", above=0.0)
     lora_dropout: float = option(0.0, "Share of the adapter's inputs dropped in training.", minimum=0.0, maximum=0.99)
+    quantization: str | None = option(
+        None, "Hold the frozen weights in fewer bits while an adapter learns (QLoRA).", choices=("int8", "int4")
+    )
     learning_rate: float | None = option(
         None, "Peak learning rate; 1e-5, the paper's, if all weights learn, and 1e-4 for LoRA.", above=0.0
     )
@@ -70,7 +73,12 @@ class TrainingOptions:
             if name not in fields:
                 raise OptionError(f"Fine-tuning has no option {name!r}: {suggestion(name, fields)}")
         values = {name: checked_value(fields[name], value) for name, value in given.items() if value is not None}
-        return cls(**values)
+        options = cls(**values)
+        if options.quantization is not None and options.method != "lora":
+            raise OptionError(
+                "quantization holds frozen weights: with method='full' all of them learn, so leave it out."
+            )
+        return options
 
     def for_model(self, hidden_size: int, positions: int, small: bool) -> TrainingOptions:
         """The options with what was left open, for a model of these sizes. Raises OptionError for a length too large.

@@ -104,7 +104,7 @@ def memory_needed(
         config: sizes of the network.
         options: of the run, complete.
         trained_parameters: numbers that learn, in fp32.
-        weight_bytes: bytes of a number of the network.
+        weight_bytes: bytes of a number of the network that is not quantised.
     """
     tokens, width = options.device_rows * (options.length or 0), config.hidden_size
     residual = 4 if options.residual == "float32" or options.method == "full" else weight_bytes
@@ -113,13 +113,25 @@ def memory_needed(
     is_adapter = options.method == "lora"
     # logits in fp32, as gradients and in the weights' type, and the embedding's gradient where it learns
     head = 10 * min(_chunk_logits(), tokens * config.vocab_size) + (0 if is_adapter else 4 * config.vocab_size * width)
+    adapter = 4 * trained_parameters if is_adapter else 0
     return {
-        "weights": config.parameters * weight_bytes + (4 * trained_parameters if is_adapter else 0),
+        "weights": _weight_bytes(config, options.quantization, weight_bytes) + adapter,
         "gradients": 4 * trained_parameters,
         "optimizer": ADAM_BYTES * trained_parameters,
         "activations": int(kept + IN_FLIGHT * block),
         "output layer": head,
     }
+
+
+def _weight_bytes(config: PolyLMConfig, quantization: str | None, itemsize: int) -> int:
+    """Of the network, and of the largest projection in plain numbers where it is quantised."""
+    from modelscope_polylm.network.weights import projection_bytes
+
+    size = config.parameters * itemsize
+    if quantization is None:
+        return size
+    unpacked = config.hidden_size * config.intermediate_size * itemsize
+    return size - projection_bytes(config, itemsize) + projection_bytes(config, itemsize, quantization) + unpacked
 
 
 def _chunk_logits() -> int:

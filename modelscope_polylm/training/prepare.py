@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +122,7 @@ def prepare_data(
 
     Args:
         data_sets: what to read.
-        out: the file to write; it is there only when it is complete.
+        out: the file to write, and its folder if it is missing; it is there only when it is complete.
         use: what the data are for; a source whose licence forbids that is refused.
         progress: called now and then.
 
@@ -135,6 +136,7 @@ def prepare_data(
         _check_licence(data_set.source, use, report)
     unfinished = out.with_name(f"{out.name}.{os.getpid()}.new")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", encoding="utf-8") as file:
             for line in _lines(data_sets, report, progress):
                 file.write(line)
@@ -144,7 +146,8 @@ def prepare_data(
     except OSError as error:
         raise DownloadError(f"{out} cannot be written: {error.strerror or error}.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
     return report
 
 

@@ -58,7 +58,7 @@ class Curriculum:
         Raises:
             OptionError: names what is wrong with the file.
         """
-        import yaml  # type: ignore[import-untyped]
+        import yaml
 
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib.util
 import itertools
-import json
 import math
 import shutil
 import time
@@ -24,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from modelscope_polylm.errors import DownloadError, PolyLMError
+from modelscope_polylm.files import read_own_json
 from modelscope_polylm.training.collate import IGNORED, collate
 from modelscope_polylm.training.options import TrainingOptions
 
@@ -325,11 +325,8 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(state, dict) and state.get("global_step") == _step_of(checkpoint)
+    state = read_own_json(checkpoint / STATE)
+    return state is not None and state.get("global_step") == _step_of(checkpoint)
 
 
 class _GradientCheck(TrainerCallback):  # type: ignore[misc]

@@ -108,9 +108,15 @@ def test_wrong_arguments(polylm: Polylm, tmp_path: Path, arguments: list[str], m
     assert result.exit_code == 2 and message in result.errors
 
 
-def test_a_folder_that_does_not_exist(polylm: Polylm, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_made(polylm: Polylm, tmp_path: Path) -> None:
+    file, out = write_lines(tmp_path / "own.jsonl", [{"text": "a"}]), tmp_path / "none" / "out.jsonl"
+    assert polylm("data", f"text={file}", "--out", str(out)).exit_code == 0
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_a_folder_that_is_a_file(polylm: Polylm, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "own.jsonl", [{"text": "a"}])
-    result = polylm("data", f"text={file}", "--out", str(tmp_path / "none" / "out.jsonl"))
+    result = polylm("data", f"text={file}", "--out", str(file / "out.jsonl"))
     assert result.exit_code == 1 and "cannot be written" in result.errors
 
 

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_new_pattern_is_learnt_and_the_old_ones_are_kept(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / "finetune.py"), "--folder", str(tmp_path)]
+@pytest.mark.parametrize("flags", [(), ("--quantization", "int8")], ids=["LoRA", "QLoRA"])
+def test_a_new_pattern_is_learnt_and_the_old_ones_are_kept(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "finetune.py"), "--folder", str(tmp_path), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     shares = [float(share) for share in re.findall(r"exact \(([\d.]+) %\)", done.stdout)]

@@ -21,6 +21,9 @@ from safetensors.torch import load_file
 
 from modelscope_polylm.errors import DeviceError, DownloadError, InputError, OptionError, PolyLMError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
+from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.packaging.package import package_snapshot
+from modelscope_polylm.packaging.quantized_source import Quantization
 from modelscope_polylm.training.finetune import Job, evaluate, finetune, plan
 from modelscope_polylm.training.options import TrainingOptions
 from modelscope_polylm.training.prepare import DataSet
@@ -143,6 +146,37 @@ def test_an_adapter_is_learnt(job: Job, model: Path) -> None:
     )
     assert tuned.snapshot.adapter is not None
     assert answer(tuned) != answer(plain)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_an_adapter_is_learnt_over_quantised_weights(job: Job, model: Path, quantization: str) -> None:
+    losses: list[float] = []
+    quantised = with_options(job, steps=30, quantization=quantization)
+    whole, held = plan(with_options(job, steps=30)).memory["weights"], plan(quantised).memory["weights"]
+    output = finetune(quantised, report=lambda progress: losses.append(progress.loss or 0.0))
+    assert losses[-1] < 0.75 * losses[0]
+    assert held < whole
+    tuned = TextGenerator.load(model, device="cpu", prompt_format="assistant", adapter=output)
+    assert answer(tuned) != answer(TextGenerator.load(model, device="cpu", prompt_format="assistant"))
+
+
+def test_an_interrupted_run_is_continued_with_the_same_quantization(job: Job) -> None:
+    finetune(with_options(job, quantization="int8"))
+    with pytest.raises(OptionError, match="quantization 'int8', not 'int4'"):
+        finetune(with_options(job, quantization="int4"))
+
+
+def test_a_quantised_model_is_not_trained(job: Job, tmp_path: Path) -> None:
+    quantised = tmp_path / "quantised"
+    package_snapshot(TINY_FOLDER, quantised, quantization=Quantization("int4", "round", device="cpu"))
+    with pytest.raises(OptionError, match="train on the model that it was made from"):
+        finetune(dataclasses.replace(job, model=quantised))
+
+
+def test_fsdp_does_not_share_out_quantised_weights(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(OptionError, match="FSDP does not share out quantised weights"):
+        finetune(with_options(job, quantization="int4"))
 
 
 def answer(generator: TextGenerator) -> str:
@@ -444,6 +478,8 @@ def test_jobs_that_cannot_be(job: Job, change: dict[str, Any], error: type[PolyL
     ("options", "message"),
     [
         ({"method": "qlora"}, "method='qlora' is not one of 'lora', 'full'"),
+        ({"quantization": "fp8"}, "quantization='fp8' is not one of 'int8', 'int4'"),
+        ({"quantization": "int8", "method": "full"}, "all of them learn"),
         ({"learning_rat": 1}, "did you mean learning_rate"),
         ({"length": 4096}, "length=4096 is more than the 128 tokens"),
         ({"epochs": 0.0}, "must be greater than 0"),

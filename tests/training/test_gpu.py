@@ -36,6 +36,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_ligers_loss_in_tritons_interpreter() -> None:
     """The kernel that computes the loss on a GPU, on a CPU."""
     pytest.importorskip("liger_kernel")

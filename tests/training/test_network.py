@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modelscope_polylm.network.weights import projection_bytes
 from modelscope_polylm.snapshot import open_snapshot
 from modelscope_polylm.training import network
 from modelscope_polylm.training.collate import IGNORED
-from modelscope_polylm.training.network import TrainedGPT2, example_starts, load_network, tied_head_loss
+from modelscope_polylm.training.network import (
+    QuantizedConv1D,
+    TrainedGPT2,
+    example_starts,
+    load_network,
+    tied_head_loss,
+    trained_model,
+)
+from modelscope_polylm.training.options import TrainingOptions
 from tests.snapshots import build_snapshot
 
 CPU = torch.device("cpu")
@@ -175,6 +186,48 @@ def test_every_layout_loads(tmp_path: Path, model: TrainedGPT2, layout: str) -> 
         assert torch.equal(one, two), name
     assert other.lm_head.weight is other.transformer.wte.weight
     assert not any(parameter.is_meta for parameter in other.parameters())
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_over_quantised_weights_learns_as_over_their_plain_numbers(
+    random_snapshot: Path, quantization: str, checkpointing: bool
+) -> None:
+    snapshot = open_snapshot(random_snapshot)
+    given = {"quantization": quantization, "checkpointing": checkpointing}
+    options = TrainingOptions.from_dict(given).for_model(256, 256, small=True)
+    model = trained_model(snapshot, options, CPU, torch.float32)
+    frozen: Any = model.get_submodule("base_model.model")
+    quantised = {name: each for name, each in frozen.named_modules() if isinstance(each, QuantizedConv1D)}
+    assert len(quantised) == 4 * snapshot.config.layers
+    plain_model = trained_model(snapshot, dataclasses.replace(options, quantization=None), CPU, torch.float32)
+    network: Any = plain_model.get_submodule("base_model.model")
+    network.transformer.wte.weight.data.copy_(frozen.transformer.wte.weight)
+    for name, each in quantised.items():
+        network.get_submodule(name).weight.data.copy_(each.weight)
+    changed = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    others = dict(plain_model.named_parameters())
+    assert changed and all("lora_" in name for name in changed)
+    for name, parameter in changed.items():
+        parameter.data.normal_(0, 0.05)
+        others[name].data.copy_(parameter)
+    loss, found = gradients(model, batch_of(random_examples()))  # type: ignore[arg-type]
+    expected_loss, expected = gradients(plain_model, batch_of(random_examples()))  # type: ignore[arg-type]
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert found.keys() == expected.keys() == changed.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_quantised_weights_keep_no_plain_numbers(random_snapshot: Path) -> None:
+    snapshot = open_snapshot(random_snapshot)
+    model = load_network(snapshot, CPU, torch.bfloat16, torch.bfloat16, "int4")
+    held = sum(each.numel() * each.element_size() for each in model.parameters())
+    matrices = [each.matrix.nbytes for each in model.modules() if isinstance(each, QuantizedConv1D)]
+    projections = projection_bytes(snapshot.config, 2)
+    assert held == 2 * snapshot.config.parameters - projections
+    assert sum(matrices) == projection_bytes(snapshot.config, 2, "int4") < projections / 1.9
+    assert model(**batch_of(random_examples()))["loss"].isfinite()
 
 
 def test_where_examples_begin() -> None:
