@@ -9,6 +9,7 @@ the environment that makes them.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ import venv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,7 +33,24 @@ class Recipe:
     is_overlay: bool = True
 
 
+def floors() -> tuple[str, ...]:
+    """The lowest versions that this package declares for itself, its server and translation; torch is too large."""
+    found = {}
+    for text in importlib.metadata.requires("modelscope-polylm") or []:
+        requirement = Requirement(text)
+        wanted = any(
+            requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+            for extra in ("", "serve", "translate")
+        )
+        lowest = [each.version for each in requirement.specifier if each.operator == ">="]
+        if wanted and lowest and requirement.name != "torch":
+            found[requirement.name] = f"{requirement.name}=={lowest[0]}"
+    return tuple(found.values())
+
+
 RECIPES = {
+    # With what the lowest versions need of others.
+    "floors": Recipe((*floors(), "pydantic_core==2.41.1", "starlette<1", "commonmark<1", "pandas==2.2.3")),
     "transformers-4.40": Recipe(("transformers==4.40.2", "tokenizers==0.19.1", "huggingface-hub<1")),
     "transformers-4.57": Recipe(("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
     "ctranslate2": Recipe(("ctranslate2==4.8.5", "transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub<1")),
@@ -41,6 +61,20 @@ RECIPES = {
             *("joblib", "json-repair", "lazy-importer", "nltk", "oss2", "aliyun-python-sdk-core", "pycryptodome"),
             *("aliyun-python-sdk-kms", "rouge", "six", "tiktoken", "transformers-stream-generator", "zipp"),
             "zstandard",
+        )
+    ),
+    "lm-eval": Recipe(
+        (
+            *("lm_eval==0.4.13", "evaluate", "rouge-score", "sacrebleu", "scikit-learn", "nltk", "sqlitedict"),
+            *("pytablewriter", "DataProperty", "mbstrdecoder", "pathvalidate", "tabledata", "tcolorpy", "typepy"),
+            *("joblib", "threadpoolctl", "tabulate", "portalocker", "lxml", "tenacity", "tiktoken", "word2number"),
+            *("python-dateutil", "six", "chardet", "cloudpickle", "narwhals", "defusedxml"),
+        )
+    ),
+    "gptqmodel": Recipe(
+        (
+            *("gptqmodel==7.7.0", "device-smi>=0.5.7", "pypcre>=0.6.4", "tokenicer>=0.0.14", "logbar>=0.4.15"),
+            *("torchao>=0.18", "defuser>=0.0.28", "optimum>=2.3", "threadpoolctl>=3.7"),
         )
     ),
     # Clients of the server.
