@@ -1,4 +1,4 @@
-"""The fields of OpenAI's requests that PolyLM's generation options stand behind, and those that ask for nothing here.
+"""The fields of OpenAI's requests that have a generation option of PolyLM, and those that ask for nothing here.
 
 Names and meanings are those of OpenAI's API reference for `/v1/chat/completions` and `/v1/completions`, and of vLLM's
 additions to it that clients send. A request is a mapping here, so that servers and files of requests can read it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from modelscope_polylm.errors import OptionError, nearest_name
 from modelscope_polylm.generation.options import GenerationOptions, option_fields
@@ -26,7 +26,8 @@ OPTIONS_BY_FIELD = {
     "max_completion_tokens": "max_new_tokens",
     "stop": "stop_strings",
 }
-FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+FinishReason = Literal["stop", "length"]
+FINISH_REASONS: dict[str, FinishReason] = {"eos": "stop", "stop": "stop", "length": "length"}
 """How OpenAI calls the reasons for which an answer ends."""
 ANYTHING = object()
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {

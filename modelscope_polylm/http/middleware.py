@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -28,10 +28,11 @@ class BodyMiddleware:
     Args:
         app: the application.
         max_bytes: bytes that a body may have.
+        others: paths that take another type besides JSON; who serves them has to ask for a key or for the origin.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, str] | None = None) -> None:
+        self._app, self._max_bytes, self._others = app, max_bytes, others or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -45,7 +46,8 @@ class BodyMiddleware:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
-        if scope["method"] == "POST" and not JSON_TYPE.fullmatch(kind):
+        is_other = kind.decode("latin-1").lower() == self._others.get(scope["path"])
+        if scope["method"] == "POST" and not JSON_TYPE.fullmatch(kind) and not is_other:
             return error_response(415, "The body has to be JSON: send the header Content-Type: application/json.")
         if int(headers.get(b"content-length", b"0")) > self._max_bytes:
             return error_response(413, _too_large(self._max_bytes))

@@ -1,17 +1,66 @@
-"""From the engine's token ids to what a client reads: texts while they grow, and whole answers at the end."""
+"""From the engine's token ids to what a client reads: growing texts, whole answers, log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from modelscope_polylm.serve.requests import Choice, FinishReason, ParsedRequest, Token
+from modelscope_polylm.generation.outputs import TokenScores
+from modelscope_polylm.openai_requests import FINISH_REASONS
+from modelscope_polylm.serve.requests import Choice, ParsedRequest, Token
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Completion
     from modelscope_polylm.inputs import Prompt
     from modelscope_polylm.text.tokenizer import PolyLMTokenizer
+
+
+def answer_ids(request: ParsedRequest, completion: Completion) -> list[int]:
+    """The tokens of an answer that are told; with echo also its end token, as clients count what follows a prompt."""
+    ends = [completion.end_token] if request.echo and completion.end_token is not None else []
+    return [*completion.ids, *ends]
+
+
+def text_to_score(request: ParsedRequest, prompt: Prompt, completion: Completion) -> tuple[list[int], int]:
+    """The tokens of a prompt and its answer, and the position of the first one that is scored."""
+    return [*prompt.ids, *answer_ids(request, completion)], 1 if request.echo else len(prompt.ids)
+
+
+def scored_tokens(
+    ids: Sequence[int], scores: TokenScores | None, detokenizer: IncrementalDetokenizer, tokenizer: PolyLMTokenizer
+) -> list[Token]:
+    """The tokens of a text.
+
+    Args:
+        ids: of the text.
+        scores: of its last tokens, or of what stands before it and of all of its tokens; None if they are unknown.
+        detokenizer: stands before the text, and after it in the end.
+        tokenizer: the model's.
+    """
+    tokens = []
+    first = len(scores.logprobs) - len(ids) if scores is not None else -len(ids)
+    for place, token in enumerate(ids, start=first):
+        found = _token(token, detokenizer.push([token]), tokenizer)
+        if scores is not None and place >= 0:
+            found.logprob = scores.logprobs[place]
+            for best, logprob in scores.best[place] if scores.best else ():
+                # the token itself goes by one name in both lists
+                other = found if best == token else _token(best, _own_text(best, tokenizer), tokenizer)
+                found.best.append(Token(other.name, other.text, other.raw, logprob))
+        tokens.append(found)
+    return tokens
+
+
+def _own_text(token: int, tokenizer: PolyLMTokenizer) -> str:
+    return (tokenizer.piece_bytes(token) or b"").decode(errors="ignore")
+
+
+def _token(token: int, text: str, tokenizer: PolyLMTokenizer) -> Token:
+    byte = tokenizer.byte_value(token)
+    raw = text.encode() if byte is None else bytes([byte])
+    name = text or (f"bytes:\\x{byte:02x}" if byte is not None else tokenizer.id_to_piece(token))
+    return Token(name, text, raw)
 
 
 class GrowingText:
@@ -33,34 +82,42 @@ class GrowingText:
         return text + self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish() if is_end else text
 
 
-def whole_choices(
-    request: ParsedRequest, completions: Sequence[Sequence[Completion]], tokenizer: PolyLMTokenizer
-) -> list[Choice]:
-    """The choices of a request whose answers, those of each of its prompts, are complete."""
-    choices = []
+def wanted_answers(
+    request: ParsedRequest, completions: Sequence[Sequence[Completion]]
+) -> list[tuple[Prompt, Completion]]:
+    """The answers that are returned, with their prompts, of those to each of the request's prompts."""
+    answers = []
     for first in range(0, len(completions), request.copies):
         found = [each for group in completions[first : first + request.copies] for each in group]
         if request.candidates > request.wanted:
             found = sorted(found, key=_mean_logprob, reverse=True)[: request.wanted]
-        choices += [whole_choice(request, request.prompts[first], completion, tokenizer) for completion in found]
-    return choices
+        answers += [(request.prompts[first], completion) for completion in found]
+    return answers
 
 
-def whole_choice(request: ParsedRequest, prompt: Prompt, completion: Completion, tokenizer: PolyLMTokenizer) -> Choice:
-    """The choice of a complete answer to one of the prompts."""
+def whole_choice(
+    request: ParsedRequest,
+    prompt: Prompt,
+    completion: Completion,
+    tokenizer: PolyLMTokenizer,
+    scores: TokenScores | None = None,
+) -> Choice:
+    """The choice of a complete answer; `scores` are of the tokens of `text_to_score`, if these were scored."""
+    if scores is None and completion.logprobs is not None:
+        scores = TokenScores(completion.logprobs, [])
     detokenizer, stop_text = IncrementalDetokenizer(tokenizer, prompt.ids), StopText(request.stops)
-    texts, raw = [], []
-    for token in completion.ids:
-        texts.append(detokenizer.push([token]))
-        byte = tokenizer.byte_value(token)
-        raw.append(texts[-1].encode() if byte is None else bytes([byte]))
-    text = stop_text.push("".join(texts) + detokenizer.finish()) + stop_text.finish()
-    tokens = None
-    if completion.logprobs is not None:
-        tokens = [Token(*each) for each in zip(texts, raw, completion.logprobs, strict=True)]
-        tokens = _up_to(len(text), tokens) if stop_text.found else tokens
-    reason: FinishReason = "length" if completion.finish_reason == "length" and not stop_text.found else "stop"
-    return Choice(text, len(completion.ids), reason, completion.score if request.scored else None, tokens)
+    ids = answer_ids(request, completion)
+    tokens = scored_tokens(ids, scores, detokenizer, tokenizer)
+    text = stop_text.push("".join(token.text for token in tokens) + detokenizer.finish()) + stop_text.finish()
+    reason = "stop" if stop_text.found else FINISH_REASONS[completion.finish_reason]
+    choice = Choice(text, len(completion.ids), reason, completion.score if request.scored else None)
+    if scores is not None:
+        choice.logprobs = _up_to(len(text), tokens) if stop_text.found else tokens
+    if scores is not None and request.echo:
+        count = len(scores.logprobs) - len(ids)
+        before = TokenScores(scores.logprobs[:count], scores.best[:count])
+        choice.prompt_logprobs = scored_tokens(prompt.ids, before, IncrementalDetokenizer(tokenizer), tokenizer)
+    return choice
 
 
 def _mean_logprob(completion: Completion) -> float:

@@ -2,30 +2,77 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import logging
 import os
 import re
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from modelscope_polylm.errors import DependencyError, OptionError, install_command
-from modelscope_polylm.serve.logs import FORMATS, LEVELS, configure_logs
+from modelscope_polylm.files import decode_text
 from modelscope_polylm.terminal.flags import (
     LOOPBACK,
     AdapterFlag,
+    CacheDtypeFlag,
     ConfigFlag,
     DeviceFlag,
     DtypeFlag,
+    ModelFlag,
+    QuantizationFlag,
     ReleaseFlag,
     RevisionFlag,
     check_address,
     checked_origins,
-    complete_model,
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model, model_names
 from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+LOGGERS = ("modelscope_polylm", "uvicorn")
+LINE = "%(asctime)s %(levelname)s %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as JSON: time (UTC), level, message, the fields that it was given, and a traceback if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logs(level: str, format: str) -> None:
+    """Write what this package and uvicorn log to stderr.
+
+    Args:
+        level: one of LEVELS; what is less is left out.
+        format: one of FORMATS.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter(LINE))
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level.upper())
+    if level != "debug":  # its lines about its own start and end say less than the server's
+        logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger("uvicorn").level))
+
 
 BACKENDS = ("native", "vllm")
 KEY_VARIABLE = "POLYLM_API_KEY"
@@ -35,15 +82,7 @@ KEY_VARIABLE = "POLYLM_API_KEY"
 def serve(
     *,
     config: ConfigFlag = None,
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder, a hub id, or a release such as tiny or assistant-13b.",
-            autocompletion=complete_model,
-            envvar="POLYLM_MODEL",
-            show_envvar=False,
-        ),
-    ],
+    model: ModelFlag,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[-- VLLM FLAGS]", help="Flags for vLLM's own server, after --.")
     ] = None,
@@ -59,7 +98,9 @@ def serve(
             show_envvar=False,
         ),
     ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with such keys, one a line.")] = None,
     metrics_key: Annotated[str | None, typer.Option(help="What /metrics takes besides the API keys.")] = None,
+    metrics_key_file: Annotated[Path | None, typer.Option(help="A file with that key.")] = None,
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="Let /metrics be read without a key; on loopback only.")
     ] = False,
@@ -85,6 +126,8 @@ def serve(
     adapter: AdapterFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
+    quantization: QuantizationFlag = None,
+    kv_cache_dtype: CacheDtypeFlag = None,
     options: dict[str, Any],
 ) -> None:
     """Serve a model over OpenAI's interface.
@@ -94,13 +137,23 @@ def serve(
     """
     _check_choices(backend=(backend, BACKENDS), system_message=(system_message, SYSTEM_MESSAGES))
     _check_choices(log_level=(log_level, LEVELS), log_format=(log_format, FORMATS))
-    keys, origins = checked_keys(api_key or []), checked_origins("--cors-origin", cors_origin or [])
+    keys = checked_keys([*(api_key or []), *keys_in_file(api_key_file)])
+    origins = checked_origins("--cors-origin", cors_origin or [])
     _check_reach(host, keys, open_metrics)
     check_address(host, port)
     given = {option: value for option, value in options.items() if value is not None}
     if backend == "vllm":
-        native = {"metrics_key": metrics_key, "open_metrics": open_metrics or None, "cors_origin": cors_origin or None}
-        _refuse_with_vllm({**given, **native, "revision": revision, "device": device, "dtype": dtype, "name": name})
+        metrics = {
+            "metrics_key": metrics_key,
+            "metrics_key_file": metrics_key_file,
+            "open_metrics": open_metrics or None,
+        }
+        native = {**metrics, "cors_origin": cors_origin or None, "revision": revision, "device": device, "dtype": dtype}
+        bits = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+        sizes = {"max_queue": max_queue, "max_rows": max_rows, "max_body": max_body}
+        words = {"log_level": log_level, "log_format": log_format, "system_message": system_message}
+        changed = _changed({**sizes, **words})
+        _refuse_with_vllm({**given, **native, **bits, **changed, "name": name})
         _serve_with_vllm(model, host, port, keys, release, adapter, more or [])
     if more:
         raise OptionError(f"{more[0]} is a flag for vLLM: the native backend takes none after --.")
@@ -108,10 +161,12 @@ def serve(
     from modelscope_polylm.serve.middleware import Access
     from modelscope_polylm.serve.server import Limits, NativeServer
 
-    metrics_keys = checked_keys([metrics_key] if metrics_key is not None else [])
+    metrics_keys = checked_keys(keys_in_file(metrics_key_file) if metrics_key is None else [metrics_key])
+    if len(metrics_keys) > 1:
+        raise OptionError(f"/metrics takes one key of its own, not {len(metrics_keys)}: give one.")
     access = Access(keys, next(iter(metrics_keys), None), open_metrics, origins)
     names, limits = model_names(model, name), Limits(max_rows, max_queue, max_body)
-    generator = load_model(model, revision, device, dtype, release=release, adapter=adapter)
+    generator = load_model(model, revision, device, dtype, "native", release, adapter, quantization, kv_cache_dtype)
     server = NativeServer(generator, names, access, limits, given, system_message)
     configure_logs(log_level, log_format)
     server.run(host, port)
@@ -127,6 +182,20 @@ def checked_keys(given: list[str]) -> tuple[str, ...]:
         if re.search(r"\s", key) or not key.isprintable():
             raise OptionError("An API key has white space in or around it, which would lock everybody out: remove it.")
     return tuple(dict.fromkeys(key for each in given for key in each.split(",") if key))
+
+
+def keys_in_file(file: Path | None) -> list[str]:
+    """The keys in a file, one a line; none without a file. Raises OptionError: it cannot be read, or holds none."""
+    if file is None:
+        return []
+    try:
+        keys = decode_text(file.read_bytes()).split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise OptionError(f"{file} cannot be read ({reason}): name a file with a key.") from error
+    if not any(keys):
+        raise OptionError(f"{file} holds no key: write one a line.")
+    return keys
 
 
 def require_serving() -> None:
@@ -152,6 +221,12 @@ def _check_reach(host: str, keys: tuple[str, ...], open_metrics: bool) -> None:
         raise OptionError(f"--host {host} lets other machines in: set --api-key or {KEY_VARIABLE}, too.")
     if host not in LOOPBACK and open_metrics:
         raise OptionError(f"--open-metrics is for loopback, but --host {host} lets other machines in: use a key.")
+
+
+def _changed(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of `serve`'s flags whose values are not their defaults."""
+    declared = inspect.signature(serve).parameters
+    return {name: value for name, value in flags.items() if value != declared[name].default}
 
 
 def _refuse_with_vllm(flags: dict[str, Any]) -> None:

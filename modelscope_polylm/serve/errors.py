@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from modelscope_polylm.errors import ContextLengthError, DeviceError, InputError, OptionError, PolyLMError
 from modelscope_polylm.http.errors import error_body, error_response
 
+DEEPL_ROOT = "/v2/"
 UNEXPECTED = "Something went wrong on the server, and its log tells what."
 MAX_PROBLEMS = 3
 """A refusal names so many of the fields that are wrong."""
@@ -106,10 +107,12 @@ class Refusal(NamedTuple):
         """The JSON that is sent."""
         return error_body(self.status, self.message, self.param, self.code)
 
-    @property
-    def response(self) -> Response:
-        """The whole response."""
-        return error_response(*self)
+    def response_for(self, path: str) -> Response:
+        """The whole response to a request of a path, in OpenAI's form or in DeepL's."""
+        if not path.startswith(DEEPL_ROOT):
+            return error_response(*self)
+        status = 403 if self.status == 401 else self.status  # the one that DeepL's clients take for a wrong key
+        return JSONResponse({"message": self.message}, status, dict(self.headers or {}))
 
 
 def refusal_of(error: BaseException) -> Refusal:

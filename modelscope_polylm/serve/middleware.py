@@ -21,7 +21,17 @@ logger = logging.getLogger(__name__)
 METRICS_PATH = "/metrics"
 OPEN_PATHS = ("/health", "/version", "/openapi.json")
 """What anybody may read: they tell nothing about the model's use."""
-KNOWN_PATHS = (*OPEN_PATHS, METRICS_PATH, "/v1/models", "/v1/completions", "/v1/chat/completions")
+TRANSLATE_PATH, LANGUAGES_PATH = "/v2/translate", "/v2/languages"
+KNOWN_PATHS = (
+    *OPEN_PATHS,
+    METRICS_PATH,
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    TRANSLATE_PATH,
+    LANGUAGES_PATH,
+)
+KEY_SCHEMES = (b"bearer", b"deepl-auth-key")
 PROBED_PATHS = ("/health", METRICS_PATH)
 """What other programs read every few seconds."""
 REQUEST_ID = re.compile(rb"[\w.-]{1,100}")
@@ -68,14 +78,15 @@ class KeyMiddleware:
             await self._app(scope, receive, send)
             return
         error = WrongKeyError("The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.")
-        await refusal_of(error).response(scope, receive, send)
+        await refusal_of(error).response_for(scope["path"])(scope, receive, send)
 
     def _may_ask(self, path: str, headers: dict[bytes, bytes]) -> bool:
         credentials = self._credentials.get(path, self._credentials[""])
         if path in OPEN_PATHS or not credentials:
             return True
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        given = scheme.capitalize() + b" " + key.strip()
+        scheme = b"Bearer" if scheme.lower() in KEY_SCHEMES else scheme
+        given = scheme + b" " + key.strip()
         return any(hmac.compare_digest(given, each) for each in credentials)
 
 

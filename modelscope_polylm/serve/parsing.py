@@ -64,6 +64,8 @@ class RequestReader:
             RequestError, InputError, OptionError: it cannot be done, and why.
         """
         refuse_unknown(request)
+        if request.top_logprobs and not request.logprobs:
+            raise RequestError("top_logprobs needs logprobs=true.", "top_logprobs")
         options, wanted = self._options_of(request)
         messages = [{"role": message.role, "content": _content(message)} for message in request.messages]
         prompt = self._generator.reader.read(
@@ -72,7 +74,8 @@ class RequestReader:
             allow_role_markers=request.allow_role_markers,
             system_message=self._system_message,
         )
-        return self._parsed([prompt], options, wanted, wanted, request)
+        parsed = self._parsed([prompt], options, wanted, wanted, request)
+        return dataclasses.replace(parsed, best=request.top_logprobs or None)
 
     def read_completion(self, request: CompletionRequest) -> ParsedRequest:
         """Read texts to continue. Raises as `read_chat`."""
@@ -80,13 +83,23 @@ class RequestReader:
         options, wanted = self._options_of(request)
         candidates = max(request.best_of or wanted, wanted)
         _check_completion(request, options, wanted)
-        prompts = [self._prompt(value, options) for value in _prompts(request.prompt)]
-        return self._parsed(prompts, options, wanted, candidates, request)
+        generates = request.max_tokens != 0
+        if not generates:
+            options, candidates = dataclasses.replace(options, num_beams=1, num_return_sequences=1), wanted
+        prompts = [self._prompt(value, options if generates else None) for value in _prompts(request.prompt)]
+        parsed = self._parsed(prompts, options, wanted, candidates, request)
+        echo = bool(request.echo)
+        is_scored = bool(request.logprobs) or (echo and request.logprobs is not None) or not generates
+        return dataclasses.replace(
+            parsed, best=(request.logprobs or 0) if is_scored else None, echo=echo, generates=generates
+        )
 
     def _options_of(self, request: Any) -> tuple[GenerationOptions, int]:
         """The request's options, and how many answers it wants; beam search alone gets several from one row."""
         call = generation_options(dict(request))
         call.pop("output_scores", None)
+        if call.get("max_new_tokens") == 0:
+            del call["max_new_tokens"]
         asked = call.pop("num_return_sequences", None)
         options = self._options(call)
         if asked is not None and options.num_beams > 1:
@@ -110,10 +123,14 @@ class RequestReader:
             if token >= size:
                 raise OptionError(f"Token id {token} does not exist: this model has the ids 0 to {size - 1}.")
 
-    def _prompt(self, value: str | list[int], options: GenerationOptions) -> Prompt:
-        if isinstance(value, str):
-            return self._generator.reader.read(value, options)
-        return Prompt(self._generator.snapshot.tokenizer.decode(value), value)
+    def _prompt(self, value: str | list[int], options: GenerationOptions | None) -> Prompt:
+        """A prompt; without options it gets no answer, which needs no room."""
+        tokenizer = self._generator.snapshot.tokenizer
+        if isinstance(value, list):
+            return Prompt(tokenizer.decode(value), value)
+        if options is None and value:
+            return Prompt(value, tokenizer.encode(value))
+        return self._generator.reader.read(value, options or GenerationOptions())
 
     def _parsed(
         self, prompts: Sequence[Prompt], options: GenerationOptions, wanted: int, candidates: int, request: Any
@@ -182,5 +199,5 @@ def _check_completion(request: CompletionRequest, options: GenerationOptions, wa
         raise OptionError("best_of is for sampling: with beam search, set num_beams and n.")
     if request.stream and (request.best_of or wanted) > wanted:
         raise OptionError(f"best_of={request.best_of} with stream=true: which answers are best is known at their end.")
-    if request.echo and request.logprobs is not None:
-        raise OptionError("echo together with logprobs: the log-probabilities of a prompt are not computed.")
+    if request.max_tokens == 0 and not request.echo:
+        raise OptionError("max_tokens=0 without echo asks for nothing: raise it, or set echo=true.")

@@ -15,14 +15,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import PolyLMError
-from modelscope_polylm.serve.choices import GrowingText, whole_choices
+from modelscope_polylm.generation.outputs import Completion
+from modelscope_polylm.openai_requests import FINISH_REASONS
+from modelscope_polylm.serve.choices import GrowingText, text_to_score, wanted_answers, whole_choice
 from modelscope_polylm.serve.errors import BusyError, EndingError, RequestError, UnexpectedError
 from modelscope_polylm.serve.requests import ParsedRequest, RequestState
 
 if TYPE_CHECKING:
-    from modelscope_polylm.backends.base import Completion, Delta, DeltaStream
+    from modelscope_polylm.backends.base import Delta, DeltaStream, Request
     from modelscope_polylm.backends.native import NativeBackend
+    from modelscope_polylm.generation.outputs import TokenScores
     from modelscope_polylm.generator import TextGenerator
+    from modelscope_polylm.inputs import Prompt
     from modelscope_polylm.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -35,12 +39,14 @@ class _Submitted:
     Attributes:
         deltas: cancels it when it is closed.
         texts: of each prompt, if they grow.
-        completions: of the prompts that have ended.
+        answers: those that are returned with their prompts, while they are scored.
+        completions: of the prompts that have ended, or of the texts that are scored.
     """
 
     deltas: DeltaStream
-    texts: list[GrowingText]
-    completions: dict[int, list[Completion]]
+    texts: list[GrowingText] = dataclasses.field(default_factory=list)
+    answers: list[tuple[Prompt, Completion]] | None = None
+    completions: dict[int, list[Completion]] = dataclasses.field(default_factory=dict)
 
 
 class RequestQueue:
@@ -81,13 +87,14 @@ class RequestQueue:
                 f"{self._max_queue} requests are waiting already: try again later.", math.ceil(self._recent_seconds)
             )
         state = RequestState(request)
+        if not request.generates:
+            self._score(state, [(prompt, Completion([])) for prompt in request.prompts])
+            return state
         checked = self._generator.backend.requests([prompt.ids for prompt in request.prompts], request.options)
-        listener = functools.partial(self._tell, asyncio.get_running_loop(), state)
-        deltas = self._engine.submit(checked, listener=listener)
         growing = [] if request.needs_whole_answers else request.prompts
         tokenizer = self._generator.snapshot.tokenizer
         texts = [GrowingText(prompt, request.stops, tokenizer) for prompt in growing]
-        self._submitted[state] = _Submitted(deltas, texts, {})
+        self._submitted[state] = _Submitted(self._begin(state, checked), texts)
         return state
 
     def leave(self, state: RequestState) -> None:
@@ -107,6 +114,18 @@ class RequestQueue:
         self.end()
         for state in list(self._submitted):
             self._close(state)
+
+    def _begin(self, state: RequestState, requests: Sequence[Request]) -> DeltaStream:
+        listener = functools.partial(self._tell, asyncio.get_running_loop(), state)
+        return self._engine.submit(requests, listener=listener)
+
+    def _score(self, state: RequestState, answers: list[tuple[Prompt, Completion]]) -> None:
+        """Score the tokens of answers, and of their prompts with echo. Raises what the engine refuses."""
+        texts = [text_to_score(state.request, *answer) for answer in answers]
+        requests = self._generator.backend.scoring_requests(
+            [ids for ids, _ in texts], [start for _, start in texts], state.request.best or 0
+        )
+        self._submitted[state] = _Submitted(self._begin(state, requests), answers=answers)
 
     def _running_rows(self) -> int:
         return sum(state.request.rows for state in self._submitted if state.started)
@@ -134,8 +153,11 @@ class RequestQueue:
                 continue
             if isinstance(item, BaseException):
                 self._fail(state, item)
-            else:
+                continue
+            try:
                 self._take(state, item)
+            except PolyLMError as error:  # an answer that cannot be scored
+                self._fail(state, error)
 
     def _take(self, state: RequestState, delta: Delta) -> None:
         request, submitted = state.request, self._submitted[state]
@@ -146,8 +168,8 @@ class RequestQueue:
             submitted.completions[delta.request] = delta.completions
         if not request.needs_whole_answers:
             self._take_text(state, submitted.texts[delta.request], delta)
-        elif len(submitted.completions) == len(request.prompts):
-            self._take_answers(state, [submitted.completions[index] for index in range(len(request.prompts))])
+        elif len(submitted.completions) == len(submitted.answers or request.prompts):
+            self._take_answers(state, [submitted.completions[index] for index in sorted(submitted.completions)])
         self._count(state, 0 if request.uses_beams else len(delta.ids))
         state.notify()
         if all(choice.finish_reason is not None for choice in state.choices):
@@ -158,13 +180,25 @@ class RequestQueue:
         choice.text += text.push(delta.ids, delta.completions is not None)
         choice.tokens += len(delta.ids)
         if delta.finish_reason is not None:
-            choice.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+            choice.finish_reason = FINISH_REASONS[delta.finish_reason]
         self._note_text(state, bool(choice.text))
 
     def _take_answers(self, state: RequestState, completions: Sequence[Sequence[Completion]]) -> None:
-        state.choices = whole_choices(state.request, completions, self._generator.snapshot.tokenizer)
-        if state.request.uses_beams:
-            self._count(state, sum(len(completion.ids) for group in completions for completion in group))
+        request, answers = state.request, self._submitted[state].answers
+        scores: list[TokenScores | None] = [group[0].scores for group in completions]
+        if answers is None:
+            state.completions = completions
+            answers = wanted_answers(request, completions)
+            scores = [None] * len(answers)
+            if request.uses_beams:
+                self._count(state, sum(len(completion.ids) for group in completions for completion in group))
+            if request.best is not None:
+                self._score(state, answers)
+                return
+        tokenizer = self._generator.snapshot.tokenizer
+        state.choices = [
+            whole_choice(request, *answer, tokenizer, own) for answer, own in zip(answers, scores, strict=True)
+        ]
         self._note_text(state, True)
 
     def _count(self, state: RequestState, tokens: int) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-FinishReason = Literal["stop", "length"]
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from modelscope_polylm.backends.base import Completion
     from modelscope_polylm.generation.options import GenerationOptions
     from modelscope_polylm.inputs import Prompt
+    from modelscope_polylm.openai_requests import FinishReason
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class ParsedRequest:
         wanted: how many answers of each prompt are wanted.
         candidates: how many are computed for it; the most probable ones are returned.
         scored: whether the answers' scores are wanted.
+        best: how many of the most probable tokens are told for each token; None if the engine's own log-probabilities
+            of the answers are enough. Otherwise answers are scored once more when they are complete.
+        echo: whether the tokens of the prompts are told, too.
+        generates: False if the prompts are only scored.
     """
 
     prompts: Sequence[Prompt]
@@ -34,6 +38,9 @@ class ParsedRequest:
     wanted: int = 1
     candidates: int = 1
     scored: bool = False
+    best: int | None = None
+    echo: bool = False
+    generates: bool = True
 
     @property
     def uses_beams(self) -> bool:
@@ -54,7 +61,8 @@ class ParsedRequest:
     def needs_whole_answers(self) -> bool:
         """Whether it has to wait for scores or log-probabilities, which the engine tells at an answer's end."""
         selects = self.candidates > self.wanted
-        return self.uses_beams or self.options[0].output_logprobs or self.scored or selects
+        is_told_at_end = self.options[0].output_logprobs or self.scored or self.best is not None
+        return self.uses_beams or is_told_at_end or selects
 
     @property
     def prompt_tokens(self) -> int:
@@ -64,11 +72,21 @@ class ParsedRequest:
 
 @dataclass
 class Token:
-    """A token of an answer with its natural log-probability; `text` of all tokens together is the answer's text."""
+    """A token of a text.
 
+    Attributes:
+        name: its text, its byte where it is a part of a character, or the name of a token without text.
+        text: what it adds to the text; that of all tokens together is the whole text.
+        raw: its bytes.
+        logprob: natural log-probability; None if unknown, as for the first token of a prompt.
+        best: the most probable tokens at its place, best first, as many as were asked for.
+    """
+
+    name: str
     text: str
     raw: bytes
-    logprob: float
+    logprob: float | None = None
+    best: list[Token] = field(default_factory=list)
 
 
 @dataclass
@@ -81,6 +99,7 @@ class Choice:
         finish_reason: 'stop' or 'length' when it is complete.
         score: as `Completion.score`, if wanted.
         logprobs: its tokens, if wanted; known when it is complete.
+        prompt_logprobs: the prompt's tokens, if wanted.
     """
 
     text: str = ""
@@ -88,6 +107,7 @@ class Choice:
     finish_reason: FinishReason | None = None
     score: float | None = None
     logprobs: list[Token] | None = None
+    prompt_logprobs: list[Token] | None = None
 
 
 @dataclass(eq=False)
@@ -98,12 +118,14 @@ class RequestState:
         choices: the answers to be returned, in their order.
         generated: tokens that were generated, those of answers that are not returned included.
         started: whether the engine works on it; from then on refusals are not expected any more.
+        completions: of each prompt, where the request waits for whole answers.
         error: why it failed.
         is_open: False when it has ended, or nobody waits for it any more.
     """
 
     request: ParsedRequest
     choices: list[Choice] = field(init=False)
+    completions: Sequence[Sequence[Completion]] = ()
     generated: int = 0
     started: bool = False
     error: BaseException | None = None

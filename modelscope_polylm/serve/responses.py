@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from modelscope_polylm.serve.requests import Choice, FinishReason, RequestState, Token
+from modelscope_polylm.openai_requests import FinishReason
+from modelscope_polylm.serve.requests import Choice, RequestState, Token
 
 
 def _is_none(value: object) -> bool:
@@ -117,11 +118,15 @@ class ChatChunk(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """The tokens of an answer, in columns."""
+    """The tokens of an answer, with echo after those of its prompt, in columns.
+
+    `top_logprobs` has the most probable tokens at each place, and the token itself; the first token of a prompt has
+    nothing before it, so no log-probability.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None = None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int]
 
 
@@ -259,6 +264,7 @@ class TextFormat(Format):
 
     def __init__(self, model: str, request: Any, state: RequestState) -> None:
         super().__init__(model, request, state)
+        self._wanted: int | None = request.logprobs
         self._prompts = _echoed(state) if request.echo else [""] * len(state.choices)
 
     def whole(self, state: RequestState) -> TextResponse:
@@ -284,7 +290,7 @@ class TextFormat(Format):
         return TextChoice(
             index=index,
             text=text,
-            logprobs=_text_logprobs(choice),
+            logprobs=_text_logprobs(choice, len(self._prompts[index]), self._wanted),
             finish_reason=choice.finish_reason,
             score=choice.score,
         )
@@ -302,27 +308,38 @@ def _echoed(state: RequestState) -> list[str]:
     return [prompt.text for prompt in request.prompts[:: request.copies] for _ in range(request.wanted)]
 
 
-def _name(token: Token) -> str:
-    """The token's text, or its byte where it is a part of a character."""
-    return token.text or "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
-
-
 def _chat_logprobs(choice: Choice) -> ChatLogprobs | None:
     if choice.logprobs is None:
         return None
-    content = [
-        TokenLogprob(token=_name(token), logprob=token.logprob, bytes=list(token.raw)) for token in choice.logprobs
-    ]
-    return ChatLogprobs(content=content)
+    return ChatLogprobs(content=[_chat_logprob(token) for token in choice.logprobs])
 
 
-def _text_logprobs(choice: Choice) -> TextLogprobs | None:
-    tokens: Sequence[Token] | None = choice.logprobs
-    if tokens is None:
+def _chat_logprob(token: Token) -> TokenLogprob:
+    best = [_chat_logprob(each) for each in token.best]
+    return TokenLogprob(token=token.name, logprob=token.logprob or 0.0, bytes=list(token.raw), top_logprobs=best)
+
+
+def _text_logprobs(choice: Choice, prompt_length: int, wanted: int | None) -> TextLogprobs | None:
+    if choice.logprobs is None or wanted is None:
         return None
-    offsets = itertools.accumulate((len(token.text) for token in tokens), initial=0)
+    before = choice.prompt_logprobs or []
+    tokens = [*before, *choice.logprobs]
     return TextLogprobs(
-        tokens=[_name(token) for token in tokens],
+        tokens=[token.name for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        text_offset=list(offsets)[: len(tokens)],
+        top_logprobs=[_by_name(token) for token in tokens] if wanted else None,
+        text_offset=_offsets(before, 0) + _offsets(choice.logprobs, prompt_length),
     )
+
+
+def _offsets(tokens: Sequence[Token], first: int) -> list[int]:
+    """Where each token's text begins."""
+    return list(itertools.accumulate((len(token.text) for token in tokens), initial=first))[: len(tokens)]
+
+
+def _by_name(token: Token) -> dict[str, float] | None:
+    """The most probable tokens; of two with one name the more probable one."""
+    if token.logprob is None:
+        return None
+    found = {each.name: each.logprob or 0.0 for each in reversed(token.best)}
+    return dict(reversed(found.items())) | ({} if token.name in found else {token.name: token.logprob})

@@ -80,9 +80,9 @@ class ServedModel:
 
     async def _response(self, http: Request, request: Any, state: RequestState, format: Format) -> Response:
         if request.stream:
-            is_there = await _unless_gone(http, state.until_started(), HEADERS_SECONDS)
+            is_there = await unless_gone(http, state.until_started(), HEADERS_SECONDS)
         else:
-            is_there = await _unless_gone(http, state.until_complete())
+            is_there = await unless_gone(http, state.until_complete())
         if not is_there:
             self.queue.leave(state)
             return Response(status_code=CLIENT_GONE)
@@ -176,7 +176,7 @@ async def _chunks(state: RequestState, format: Format) -> AsyncIterator[Any]:
         await state.changed()
 
 
-async def _unless_gone(http: Request, waiting: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
+async def unless_gone(http: Request, waiting: Coroutine[Any, Any, None], seconds: float | None = None) -> bool:
     """Wait, so many seconds at most; False if the client goes away before."""
     result, gone = asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnected(http))
     try:

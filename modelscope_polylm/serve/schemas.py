@@ -22,6 +22,8 @@ MAX_TEXTS = 64
 """Stop strings, and words that are forbidden."""
 MAX_TOKENS = 64
 """Of a word that is forbidden, and of end tokens."""
+MAX_TOP_LOGPROBS = 20
+"""Most probable tokens that are told for a position."""
 IGNORED_IN_MESSAGES = ("name", "id", "reasoning", "reasoning_content")
 """What clients send back of an answer, or say about who speaks; the prompt formats have no room for it."""
 EMPTY_IN_MESSAGES = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
@@ -148,7 +150,10 @@ class ChatRequest(Request):  # type: ignore[misc]
     allow_role_markers: bool = Field(default=False, description="Let contents hold markers that could forge a turn.")
     logprobs: bool | None = Field(default=None, description="Also return the log-probability of each token.")
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=0, description="Not supported: only the chosen tokens' are known."
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="With logprobs: also so many most probable tokens at each place.",
     )
 
 
@@ -161,8 +166,16 @@ class CompletionRequest(Request):  # type: ignore[misc]
         | PromptTokens
         | Annotated[list[PromptTokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST)] | None = Field(
+        default=None,
+        description="Most tokens of an answer; PolyLM's max_new_tokens. 0 goes with echo: the prompt is only scored.",
+    )
     logprobs: int | None = Field(
-        default=None, ge=0, le=0, description="0: also return the log-probability of each token; others are not known."
+        default=None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="Also return the log-probability of each token, with echo also of the prompt's, and so many most "
+        "probable tokens at each place.",
     )
     best_of: Count | None = Field(
         default=None, description="How many answers to sample, of which the n most probable by token are returned."

@@ -80,7 +80,10 @@ WRONG_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "a " * 600}]}, "tokens"),
     ({"tools": [{"type": "function"}]}, "tools is not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"logprobs": True, "top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs needs logprobs=true"),
+    ({"logprobs": False, "top_logprobs": 2}, "top_logprobs needs logprobs=true"),
+    ({"max_tokens": 0}, "max_tokens"),
 ]
 WRONG_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "empty"),
@@ -96,8 +99,13 @@ WRONG_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 2, "num_beams": 2}, "best_of"),
     ({"best_of": 1, "n": 2, "temperature": 1}, "best_of"),
     ({"best_of": 2, "temperature": 1, "stream": True}, "best_of"),
-    ({"logprobs": 3}, "logprobs"),
-    ({"echo": True, "logprobs": 0}, "echo"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"max_tokens": 0}, "max_tokens=0 without echo asks for nothing"),
+    ({"max_tokens": 0, "echo": True, "prompt": ""}, "empty"),
+    ({"max_tokens": 0, "echo": True, "prompt": [5] * 513}, "the context holds 512"),
+    ({"max_tokens": 0, "echo": True, "prompt": [3000]}, "id"),
+    ({"max_tokens": 0, "echo": True, "prompt": ["a"] * 33}, "33 rows"),
     ({"suffix": "x"}, "suffix"),
 ]
 

@@ -128,6 +128,41 @@ def test_a_missing_file_and_a_missing_model(polylm: Polylm, tmp_path: Path) -> N
     assert polylm("serve", "--config", str(tmp_path / "empty.yaml")).exit_code == 2
 
 
+def test_keys_come_from_files(
+    started: Callable[..., dict[str, Any]], tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n\n")
+    (tmp_path / "metrics").write_text("three\n")
+    monkeypatch.setenv("POLYLM_METRICS_KEY_FILE", str(tmp_path / "metrics"))
+    files = ("--api-key-file", str(tmp_path / "keys"), "--api-key", "zero")
+    access = started("tiny", "--port", str(port), "--host", "0.0.0.0", *files)["access"]
+    assert (access.keys, access.metrics_key) == (("zero", "one", "two"), "three")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "No such file or directory"),
+        (b"", "holds no key"),
+        (b"\n\n", "holds no key"),
+        (b"\xff", "not UTF-8 text"),
+        (b"a b", "white space"),
+    ],
+)
+def test_files_without_a_key(polylm: Polylm, tmp_path: Path, content: bytes | None, part: str) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    for flag in ("--api-key-file", "--metrics-key-file"):
+        outcome = polylm("serve", "tiny", flag, str(file))
+        assert (outcome.exit_code, part in outcome.errors) == (2, True)
+
+
+def test_metrics_have_one_key(polylm: Polylm) -> None:
+    outcome = polylm("serve", "tiny", "--metrics-key", "a,b")
+    assert (outcome.exit_code, "takes one key of its own, not 2" in outcome.errors) == (2, True)
+
+
 @pytest.mark.parametrize("key", [" key", "key ", "key\n", "a b", "\tkey", "key\u00a0", "a\x00b"])
 def test_a_key_with_white_space_would_lock_everybody_out(
     polylm: Polylm, monkeypatch: pytest.MonkeyPatch, key: str

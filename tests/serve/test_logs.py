@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelscope_polylm.generator import TextGenerator
-from modelscope_polylm.serve.logs import LOGGERS, configure_logs
+from modelscope_polylm.serve.command import LOGGERS, configure_logs
 from modelscope_polylm.serve.middleware import Access
 from tests.http.running import wait_for
 from tests.serve.running import ANSWER, CHAT, QUESTION, Running, chat, serving

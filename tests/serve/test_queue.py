@@ -199,14 +199,20 @@ def test_short_answers_do_not_wait_for_long_ones_of_their_batch(tiny: TextGenera
     steps.hold_at = 1
     steps.go_on.clear()
     with serving(tiny) as server, ThreadPoolExecutor(2) as pool:
+        # both arrive while the first step of another one is held, so the same round admits them
+        first = send(server, long(num_beams=1))
+        wait_for(lambda: steps.count == 1)
+        before = server.metric("polylm_prompt_tokens_total")
         tokens = sum(len(tiny.snapshot.tokenizer.encode(body["prompt"])) for body in (japanese, german))
-        long, short = (pool.submit(server.post, COMPLETIONS, body) for body in (japanese, german))
-        wait_for(lambda: server.metric("polylm_prompt_tokens_total") == tokens)
-        steps.release(8)
+        slow, short = (pool.submit(server.post, COMPLETIONS, body) for body in (japanese, german))
+        wait_for(lambda: server.metric("polylm_prompt_tokens_total") == before + tokens)
+        steps.release(1 + 8)
         assert short.result(20).json()["choices"][0]["text"] == ANSWER.removesuffix(".")
-        assert not long.done()
+        assert not slow.done()
         steps.go_on.set()
-        assert long.result().json()["usage"]["completion_tokens"] == 10
+        assert slow.result().json()["usage"]["completion_tokens"] == 10
+        first.close()
+        wait_for(server.is_idle)
 
 
 def test_the_end_finishes_what_runs_and_refuses_what_waits(tiny: TextGenerator) -> None:
