@@ -13,10 +13,12 @@ from modelscope_polylm.terminal.flags import (
     LOOPBACK,
     AdapterFlag,
     BackendFlag,
+    CacheDtypeFlag,
     ConfigFlag,
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
+    QuantizationFlag,
     ReleaseFlag,
     RevisionFlag,
     check_address,
@@ -50,12 +52,14 @@ def web(
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
+    quantization: QuantizationFlag = None,
+    kv_cache_dtype: CacheDtypeFlag = None,
 ) -> None:
     """Chat and translate in the browser. Needs the extra `web`."""
     require_gradio()
     origins = checked_origins("--origin", origin or [])
     check_address(host, port)
-    generator = load_model(model, revision, device, dtype, backend, release, adapter)
+    generator = load_model(model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype)
     serve_page(generator, host, port, at_once, waiting, origins)
 
 
@@ -95,12 +99,12 @@ def serve_page(
     """
     require_gradio()
     from modelscope_polylm.http.server import Server, url_of
-    from modelscope_polylm.web.page import application, build_page
+    from modelscope_polylm.web.page import application, build_pages
 
     def announce() -> None:
         typer.echo(f"Open {url_of(host, port)} in a browser; Ctrl-C ends.", err=True)
         if host not in LOOPBACK:
             typer.echo("Everyone who can reach this machine can use the model.", err=True)
 
-    app = application(build_page(generator, at_once, waiting), host in LOOPBACK, origins)
+    app = application(build_pages(generator, at_once, waiting), host in LOOPBACK, origins)
     Server(app, host, port, END_SECONDS, announce).run()

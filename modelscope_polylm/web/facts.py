@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from modelscope_polylm.errors import InputError
 from modelscope_polylm.releases import RELEASES, Release
-from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
+from modelscope_polylm.text.languages import LANGUAGES, NAMES, NATIVE_NAMES, SENTENCE, translation_request
+from modelscope_polylm.web.words import LANGUAGES as PAGE_LANGUAGES
+from modelscope_polylm.web.words import Words
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
@@ -19,28 +21,6 @@ TINY_NOTE = (
 BASE_NOTE = "This release continues texts. It was not trained to follow instructions or to hold a conversation."
 SINGLE_TURN_NOTE = "This release has no format for conversations: each message is answered on its own."
 UNKNOWN_FORMAT_NOTE = "The release of this model is not known: start the demo with --release to send messages."
-
-NATIVE_NAMES = {
-    "en": "English",
-    "zh": "中文",
-    "ru": "Русский",
-    "es": "Español",
-    "de": "Deutsch",
-    "fr": "Français",
-    "it": "Italiano",
-    "pt": "Português",
-    "ja": "日本語",
-    "vi": "Tiếng Việt",
-    "id": "Bahasa Indonesia",
-    "pl": "Polski",
-    "nl": "Nederlands",
-    "ar": "العربية",
-    "tr": "Türkçe",
-    "th": "ไทย",
-    "he": "עברית",
-    "ko": "한국어",
-}
-"""What each language calls itself, by ISO 639-1 code."""
 
 QUESTIONS = {
     "en": "What is the capital of China?",
@@ -94,34 +74,36 @@ def notes(generator: TextGenerator) -> list[str]:
     return [BASE_NOTE if release and release.kind == "base" else SINGLE_TURN_NOTE]
 
 
-def facts(generator: TextGenerator) -> dict[str, str]:
+def facts(generator: TextGenerator, words: Words) -> dict[str, str]:
     """The model's facts: name -> value. Folders of this machine are not among them."""
     snapshot, backend = generator.snapshot, generator.backend
     config, release = snapshot.config, snapshot.release
+    network = {"layers": config.layers, "heads": config.heads, "size": f"{config.hidden_size:,}"}
+    place = {"device": backend.device, "dtype": str(backend.dtype).removeprefix("torch."), "backend": backend.name}
     return {
-        "Release": f"{release.name} ({release.kind})" if release else "unknown",
-        "From": _origin(release),
+        "Release": f"{release.name} ({release.kind})" if release else words("unknown"),
+        "Source": _origin(release, words),
         "Parameters": f"{config.parameters:,}",
-        "Network": f"{config.layers} layers, {config.heads} heads, hidden size {config.hidden_size:,}",
-        "Context": f"{config.max_positions:,} tokens, prompt and answer together",
-        "Vocabulary": f"{snapshot.tokenizer.vocab_size:,} pieces",
-        "Prompt format": snapshot.prompt_format.name if snapshot.prompt_format else "unknown",
-        "Runs on": f"{backend.device}, {str(backend.dtype).removeprefix('torch.')}, {backend.name} backend",
+        "Network": words("{layers} layers, {heads} heads, hidden size {size}", **network),
+        "Context": words("{tokens} tokens, prompt and answer together", tokens=f"{config.max_positions:,}"),
+        "Vocabulary": words("{pieces} pieces", pieces=f"{snapshot.tokenizer.vocab_size:,}"),
+        "Prompt format": snapshot.prompt_format.name if snapshot.prompt_format else words("unknown"),
+        "Runs on": words("{device}, {dtype}, {backend} backend", **place),
         "Default options": ", ".join(f"{name}={value}" for name, value in snapshot.generation.items()),
     }
 
 
-def _origin(release: Release | None) -> str:
+def _origin(release: Release | None, words: Words) -> str:
     if release is None:
-        return "a folder"
-    return "bundled with modelscope_polylm" if release is RELEASES["tiny"] else release.model_id
+        return words("a folder")
+    return words("bundled with modelscope_polylm") if release is RELEASES["tiny"] else release.model_id
 
 
-def facts_table(generator: TextGenerator) -> str:
+def facts_table(generator: TextGenerator, words: Words) -> str:
     """The facts as a table in HTML."""
     rows = (
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in facts(generator).items()
+        f"<tr><th>{html.escape(words(name))}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in facts(generator, words).items()
     )
     return f'<table class="plain"><tbody>{"".join(rows)}</tbody></table>'
 
@@ -138,30 +120,35 @@ def examples(answers_questions: bool) -> dict[str, str]:
     return {code: translation_request(SENTENCE, name) for code, name in LANGUAGES.items() if code != "en"}
 
 
-def language_choices(codes: tuple[str, ...] = tuple(LANGUAGES)) -> list[tuple[str, str]]:
-    """Labels and codes for a choice of languages: the English name, then the language's own."""
-    return [(_label(code), code) for code in codes]
+def language_choices(language: str) -> list[tuple[str, str]]:
+    """Labels and codes for a choice of languages: the name in the page's language, then the language's own."""
+    return [(_label(code, language), code) for code in LANGUAGES]
 
 
-def language_code(typed: str, codes: tuple[str, ...] = tuple(LANGUAGES)) -> str:
+def language_code(typed: str) -> str:
     """The code of a language that was chosen or typed: its code, a name of it, or how a name begins.
 
     Args:
         typed: what the field holds.
-        codes: the languages to choose from.
 
     Raises:
         InputError: none of them, or several.
     """
     text = typed.strip().casefold()
-    names = {code: [name.casefold() for name in (code, NATIVE_NAMES[code], _label(code))] for code in codes}
-    exact = [code for code in codes if text in names[code]]
-    begun = [code for code in codes if text and any(name.startswith(text) for name in names[code])]
+    names = {code: {name.casefold() for name in _names(code)} for code in LANGUAGES}
+    exact = [code for code in LANGUAGES if text in names[code]]
+    begun = [code for code in LANGUAGES if text and any(name.startswith(text) for name in names[code])]
     for found in (exact, begun):
         if len(found) == 1:
             return found[0]
     raise InputError(f"{typed!r:.60} is not one of the languages here: choose one from the list.")
 
 
-def _label(code: str) -> str:
-    return LANGUAGES[code] if code == "en" else f"{LANGUAGES[code]} · {NATIVE_NAMES[code]}"
+def _names(code: str) -> list[str]:
+    shown = (name for page in PAGE_LANGUAGES for name in (NAMES[page][code], _label(code, page)))
+    return [code, NATIVE_NAMES[code], *shown]
+
+
+def _label(code: str, language: str) -> str:
+    name = NAMES[language][code]
+    return name if name == NATIVE_NAMES[code] else f"{name} · {NATIVE_NAMES[code]}"

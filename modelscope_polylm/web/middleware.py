@@ -6,9 +6,11 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
+
+from modelscope_polylm.web.words import LANGUAGES, preferred_language
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -16,12 +18,16 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
 JOIN, PREDICT, LISTEN = "/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/queue/data"
+IN_LANGUAGE = re.compile(rf"/({'|'.join(LANGUAGES)})(/.*)")
+"""A path on the page of a language."""
+REDIRECTED = ("/", "/favicon.ico", *(f"/{language}" for language in LANGUAGES))
+"""Paths that lead to the page of a language."""
 ALLOWED = {
     "GET": r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
     r"|/gradio_api/(info|app_id|startup-events|queue/data|heartbeat/\w+)",
     "POST": r"/gradio_api/(queue/join|run/predict|cancel|reset)",
 }
-"""What the page needs of gradio's routes, by method. Its routes for files, uploads and proxies are not among them."""
+"""What a page needs of gradio's routes, by method. Its routes for files, uploads and proxies are not among them."""
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; object-src 'none'",
@@ -38,9 +44,10 @@ LISTEN_SECONDS = 5.0
 
 
 class PageMiddleware:
-    """Passes on what the page needs, answers 404 to everything else, and sets headers.
+    """Passes on what the pages need, answers 404 to everything else, and sets headers.
 
-    SECURITY_HEADERS are added, and gradio's permissions for pages of other origins taken away.
+    / leads to the page in the browser's language. SECURITY_HEADERS are added, and gradio's permissions for pages of
+    other origins taken away.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,14 +57,23 @@ class PageMiddleware:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan" or is_allowed(scope.get("method", ""), scope["path"]):
             await self._app(scope, receive, lambda message: send(_with_headers(message)))
+        elif scope["type"] == "http" and scope["path"] in REDIRECTED:
+            await _answer(307, "See the page in a language", send, *_redirection(scope))
         elif scope["type"] == "http":
             await _answer(404, "Not found", send)
 
 
+def _redirection(scope: Message) -> list[tuple[bytes, bytes]]:
+    """Headers that lead to the page in the language of a path, or else of a browser; relative, as behind a proxy."""
+    accepted, path = dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1"), scope["path"].strip("/")
+    location = f"{path}/" if path in LANGUAGES else f"{preferred_language(accepted)}/{path}"
+    return [(b"location", location.encode()), (b"vary", b"accept-language"), (b"cache-control", b"no-store")]
+
+
 def is_allowed(method: str, path: str) -> bool:
-    """Whether the page needs this route of gradio."""
-    pattern = ALLOWED.get("GET" if method == "HEAD" else method)
-    return pattern is not None and re.fullmatch(pattern, path) is not None
+    """Whether a page needs this route of gradio."""
+    pattern, found = ALLOWED.get("GET" if method == "HEAD" else method), IN_LANGUAGE.fullmatch(path)
+    return pattern is not None and found is not None and re.fullmatch(pattern, found[2]) is not None
 
 
 class CallMiddleware:
@@ -67,21 +83,22 @@ class CallMiddleware:
 
     Args:
         app: gradio's application.
-        page: its Blocks.
+        pages: its Blocks by the language that their paths begin with.
     """
 
-    def __init__(self, app: ASGIApp, page: Any) -> None:
-        self._app, self._page = app, page
+    def __init__(self, app: ASGIApp, pages: Mapping[str, Any]) -> None:
+        self._app, self._pages = app, pages
         self._listeners: Counter[str] = Counter()
         self._drops: set[asyncio.Future[None]] = set()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        path = scope.get("path")
+        found = IN_LANGUAGE.fullmatch(scope.get("path", ""))
+        path = found and found[2]
         if path == LISTEN:
             await self._listen(scope, receive, send)
-        elif path in (JOIN, PREDICT):
-            await self._call(scope, receive, send)
+        elif found and path in (JOIN, PREDICT):
+            await self._call(scope, receive, send, self._pages[found[1]])
         else:
             await self._app(scope, receive, send)
 
@@ -94,9 +111,9 @@ class CallMiddleware:
             self._listeners[session] -= 1
             self._listeners += Counter()  # those without a listener go
 
-    async def _call(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _call(self, scope: Message, receive: Receive, send: Send, page: Any) -> None:
         body = await _body(receive)
-        session = self._session(body)
+        session = _session(page, body)
         if session is None:
             await _answer(400, "This is not a call that the page makes", send)
             return
@@ -112,27 +129,17 @@ class CallMiddleware:
             await send(message)
 
         await self._app(scope, replay, send_noting)
-        if scope["path"] == JOIN and (found := EVENT.search(answer)) is not None:
+        if scope["path"].endswith(JOIN) and (found := EVENT.search(answer)) is not None:
             event = found[1].decode()
-            asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._drop_unheard, session, event)
+            asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._drop_unheard, page, session, event)
 
-    def _session(self, body: bytes) -> str | None:
-        """The session of a call; None if it has another form than the page's calls."""
-        try:
-            call = json.loads(body)
-            inputs, values, session = self._page.fns[call["fn_index"]].inputs, call["data"], call["session_hash"]
-            fits = len(inputs) == len(values) and all(map(_is_value_of, inputs, values))
-            return session if fits and SESSION.fullmatch(session) else None
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            return None
-
-    def _drop_unheard(self, session: str, event: str) -> None:
+    def _drop_unheard(self, page: Any, session: str, event: str) -> None:
         if not self._listeners[session]:
-            self._drops.add(drop := asyncio.ensure_future(self._drop(session, event)))
+            self._drops.add(drop := asyncio.ensure_future(self._drop(page, session, event)))
             drop.add_done_callback(self._drops.discard)
 
-    async def _drop(self, session: str, event: str) -> None:
-        queue = self._page._queue
+    async def _drop(self, page: Any, session: str, event: str) -> None:
+        queue = page._queue
         await queue.clean_events(event_id=event)
         pending = queue.pending_event_ids_session.get(session, set())
         pending.discard(event)
@@ -141,11 +148,24 @@ class CallMiddleware:
             queue.pending_messages_per_session.pop(session, None)
 
 
+def _session(page: Any, body: bytes) -> str | None:
+    """The session of a call; None if it has another form than the page's calls."""
+    try:
+        call = json.loads(body)
+        inputs, values, session = page.fns[call["fn_index"]].inputs, call["data"], call["session_hash"]
+        fits = len(inputs) == len(values) and all(map(_is_value_of, inputs, values))
+        return session if fits and SESSION.fullmatch(session) else None
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def _is_value_of(component: Any, value: Any) -> bool:
     """Whether a browser would send this value of a component."""
-    is_text_box = component.get_block_name() == "textbox"
+    kind = component.get_block_name()
+    is_text_box = kind == "textbox"
     return (
         value is None
+        or kind == "browserstate"  # whoever uses it examines it
         or isinstance(value, (bool, int, float))
         or (isinstance(value, str) and (is_text_box or len(value) <= MAX_VALUE))
     )
@@ -160,9 +180,9 @@ async def _body(receive: Receive) -> bytes:
     return b"".join(pieces)
 
 
-async def _answer(status: int, text: str, send: Send) -> None:
+async def _answer(status: int, text: str, send: Send, *more: tuple[bytes, bytes]) -> None:
     body = f"{text}\n".encode()
-    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

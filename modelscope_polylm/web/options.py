@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import option_fields
+from modelscope_polylm.web.words import Words
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
@@ -19,6 +20,27 @@ NOT_SHOWN = frozenset(
 FIRST = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "seed")
 """The options that most people want; the others come after them."""
 UNSET = "(unset)"
+PLAIN_NAMES = {
+    "max_new_tokens": "Longest answer",
+    "do_sample": "Draw at random",
+    "temperature": "Temperature",
+    "top_p": "Share of likely tokens",
+    "top_k": "Number of likely tokens",
+    "num_beams": "Width of the search",
+    "repetition_penalty": "Avoid repetition",
+    "seed": "Random seed",
+    "max_length": "Longest prompt and answer",
+    "min_new_tokens": "Shortest answer",
+    "min_length": "Shortest prompt and answer",
+    "early_stopping": "End of the search",
+    "length_penalty": "Favour length",
+    "min_p": "Least probability",
+    "typical_p": "Typical share",
+    "no_repeat_ngram_size": "No sequence twice",
+    "stop_strings": "Stop at these texts",
+    "beam_rules": "Rules of the search",
+}
+"""What people call an option; its own name is in its help. Options without one go by their own."""
 
 
 def shown_fields() -> list[Field[Any]]:
@@ -58,30 +80,37 @@ def _number(field: Field[Any], text: str) -> float | None:
         raise OptionError(f"{field.name}={text!r} must be a {'whole ' * _is_whole(field)}number, or empty.") from None
 
 
-def components(values: Mapping[str, Any]) -> list[Any]:
+def components(values: Mapping[str, Any], words: Words) -> list[Any]:
     """A gradio component for each of `shown_fields`, in the context of the caller's layout.
 
     Args:
         values: what they start from, by name.
+        words: the page's language.
     """
-    return [_component(field, values[field.name]) for field in shown_fields()]
+    return [_component(field, values[field.name], words) for field in shown_fields()]
 
 
-def _component(field: Field[Any], value: Any) -> Any:
+def _component(field: Field[Any], value: Any, words: Words) -> Any:
     import gradio
 
     metadata, step = field.metadata, 1 if _is_whole(field) else 0.05
-    common: dict[str, Any] = {"label": field.name, "info": metadata["help"], "elem_id": f"option-{field.name}"}
+    more = f"{words('One a line.')} " if _is_texts(field) else ""
+    common: dict[str, Any] = {
+        "label": words(PLAIN_NAMES.get(field.name, field.name)),
+        "info": f"{words(metadata['help'])} {more}({field.name})",
+        "elem_id": f"option-{field.name}",
+    }
     if "choices" in metadata:
-        unset = [] if field.default is not None else [UNSET]
+        unset: list[Any] = [] if field.default is not None else [(words(UNSET), UNSET)]
         choices: list[Any] = [*unset, *((str(choice), choice) for choice in metadata["choices"])]
         return gradio.Dropdown(choices, value=UNSET if value is None else value, **common)
     if _is_texts(field):
-        return gradio.Textbox(value=_lines(value), lines=2, **{**common, "info": f"{metadata['help']} One a line."})
+        return gradio.Textbox(value=_lines(value), lines=2, **common)
     if str(field.type) == "bool":
         return gradio.Checkbox(value=value, **common)
     if field.default is None:  # a number box cannot be empty
-        return gradio.Textbox(value="" if value is None else str(value), placeholder="unset", max_lines=1, **common)
+        shown = "" if value is None else str(value)
+        return gradio.Textbox(value=shown, placeholder=words("unset"), max_lines=1, **common)
     if "minimum" in metadata and "maximum" in metadata:
         return gradio.Slider(metadata["minimum"], metadata["maximum"], value=value, step=step, buttons=[], **common)
     return gradio.Number(value=value, step=step, precision=0 if step == 1 else None, **common)

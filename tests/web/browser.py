@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +24,8 @@ FLAGS += "disable-component-update disable-sync"
 BOX, STATUS, ANSWER = "#message textarea", "#status", "#chat .bot .message-content"
 START, READY = "#message .stop-button", "#message .submit-button"
 
+LEFT = re.compile("signal is aborted without reason|Connection errored out")
+"""What gradio says of a page that is left while an answer comes."""
 FIRST_CHARACTER = """() => {
     window.first = null;
     const box = document.querySelector('#message textarea'), before = document.querySelectorAll('#chat .bot').length;
@@ -67,6 +71,20 @@ def wait_for(address: str, process: subprocess.Popen[str]) -> str:
     raise AssertionError(f"The web app did not start: {process.stderr.read() if process.stderr else ''}")
 
 
+def chromium() -> str | None:
+    """The path of an installed Chromium, or of the one that Playwright has downloaded; None without one."""
+    installed = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    return next(filter(None, installed), None) or _downloaded_chromium()
+
+
+def _downloaded_chromium() -> str | None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        path = play.chromium.executable_path
+    return path if Path(path).exists() else None
+
+
 def open_window(browser: Any, address: str, problems: list[str], **settings: Any) -> Any:
     """The app in a window of its own; requests to elsewhere, failed ones and errors of scripts become problems."""
 
@@ -78,8 +96,8 @@ def open_window(browser: Any, address: str, problems: list[str], **settings: Any
     page.set_default_timeout(20_000)
     page.on("request", lambda sent: sent.url.startswith(address) or problems.append(sent.url))
     page.on("response", check)
-    page.on("console", lambda note: note.type == "error" and problems.append(note.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda note: note.type == "error" and (LEFT.search(note.text) or problems.append(note.text)))
+    page.on("pageerror", lambda error: LEFT.search(str(error)) or problems.append(str(error)))
     page.goto(address)
     page.wait_for_selector(BOX)
     page.wait_for_selector("#examples button")

@@ -14,7 +14,9 @@ import pytest
 from modelscope_polylm.errors import DeviceError, OptionError
 from modelscope_polylm.generator import GenerationResult, TextDelta
 from modelscope_polylm.inputs import Prompt
+from modelscope_polylm.web import answers as module
 from modelscope_polylm.web.answers import Answers, explain
+from modelscope_polylm.web.words import Words
 
 PROMPT = Prompt("?", [5])
 
@@ -104,6 +106,47 @@ def test_too_many_waiting_answers_are_refused() -> None:
         assert any(next(stream) is not None for _ in range(20))
 
 
+def test_an_answer_with_a_name_is_found_again_from_its_beginning() -> None:
+    generator = SlowGenerator()
+    answers = answers_of(generator)
+    with contextlib.closing(answers.stream(PROMPT, None, "a")) as stream:
+        assert any(next(stream) is not None for _ in range(20))
+    texts = [delta.text for delta in answers.stream(PROMPT, None, "a") if delta is not None]
+    assert "".join(texts) == "x" * 10
+    assert generator.ended == 1
+    assert "".join(delta.text for delta in answers.stream(PROMPT, None, "b") if delta is not None) == "x" * 10
+    assert generator.ended == 2
+
+
+def test_a_named_answer_ends_when_nobody_comes_back_or_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT_SECONDS", 0.3)
+    generator = SlowGenerator(letters=100_000)
+    answers = answers_of(generator)
+    for count, stop in enumerate((False, True), 1):
+        stream = answers.stream(PROMPT, None, "a")
+        next(stream)
+        if stop:
+            answers.stop("a")
+        else:
+            stream.close()
+        assert soon(lambda count=count: generator.ended == count)
+        stream.close()
+    answers.stop("nobody")
+
+
+def test_places_in_the_queue() -> None:
+    answers = answers_of(SlowGenerator(letters=100_000))
+    streams = [answers.stream(PROMPT, None, name) for name in "abc"]
+    for stream in streams:
+        next(stream)
+    assert [answers.place(name) for name in "abcd"] == [0, 1, 2, 0]
+    answers.stop("b")
+    assert answers.place("c") == 1
+    answers.stop("a")
+    assert soon(lambda: answers.place("c") == 0)
+    answers.stop("c")
+
+
 def test_an_error_reaches_the_caller_and_the_next_answer_works() -> None:
     generator = SlowGenerator(error=DeviceError("too small"))
     answers = answers_of(generator)
@@ -114,6 +157,6 @@ def test_an_error_reaches_the_caller_and_the_next_answer_works() -> None:
 
 
 def test_errors_for_people_and_others(caplog: pytest.LogCaptureFixture) -> None:
-    assert explain(OptionError("top_p=3 must be at most 1.")) == "top_p=3 must be at most 1."
-    assert "secret" not in explain(RuntimeError("secret"))
+    assert explain(OptionError("top_p=3 must be at most 1."), Words("zh")) == "top_p=3 must be at most 1."
+    assert explain(RuntimeError("secret"), Words("zh")) == "服务器出了问题，详情见其日志。请重试，或换用别的选项。"
     assert "secret" in caplog.text

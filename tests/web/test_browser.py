@@ -5,8 +5,8 @@ Set POLYLM_SCREENSHOTS to a folder to keep the pictures; those of docs/screensho
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ from tests.web.browser import (
     START,
     STATUS,
     ask,
+    chromium,
     direction,
     open_window,
     send,
@@ -35,7 +36,8 @@ from tests.web.process import ELSEWHERE
 
 pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+CHROMIUM = chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 STORY = "Tell me a story, slowly."
@@ -51,7 +53,35 @@ BRIGHTNESS = """(element, name) => {
     return (red + green + blue) / 765;
 }"""
 """How bright an element's text, or what is drawn behind it, is: 0 black, 1 white."""
+EDGE_AND_GROUND = """(element, part) => {
+    const style = each => getComputedStyle(each);
+    let edge = element;
+    while (!part && parseFloat(style(edge).borderTopWidth) === 0) edge = edge.parentElement;
+    let ground = part ? edge : edge.parentElement;
+    const clear = each => style(each).backgroundColor === 'rgba(0, 0, 0, 0)';
+    while (ground.parentElement && clear(ground)) ground = ground.parentElement;
+    const canvas = new OffscreenCanvas(1, 1).getContext('2d');
+    const drawn = part ? getComputedStyle(element, part).color : style(edge).borderTopColor;
+    return [drawn, style(ground).backgroundColor].map(color => {
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    });
+}"""
+"""The colours of the edge around an element, or of a part of it such as its placeholder; and of what is behind that."""
 Open = Callable[..., Any]
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """The contrast of two colours by WCAG 2, 1 to 21."""
+
+    def luminance(colour: list[int]) -> float:
+        parts = [part / 255 for part in colour]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -214,11 +244,11 @@ def test_translate(open_page: Open, keep: Callable[..., None]) -> None:
     page.click("#translate")
     page.wait_for_selector("#translations td")
     rows = [row.inner_text().split("\t") for row in page.locator("#translations tbody tr").all()]
-    assert [rank for rank, _, _ in rows] == ["1", "2", "3", "4"]
+    assert [rank for rank, *_ in rows] == ["1", "2", "3", "4"]
     assert rows[0][2] == TRANSLATIONS["ar"]
-    scores = [float(score) for _, score, _ in rows]
+    scores = [float(score) for _, score, *_ in rows]
     assert scores == sorted(scores, reverse=True)
-    assert direction(page, "#translations tr:first-child td:last-child") == "right"
+    assert direction(page, "#translations tr:first-child td[lang]") == "right"
     keep(page, "translate")
 
 
@@ -278,6 +308,171 @@ def test_in_the_dark(open_page: Open, keep: Callable[..., None]) -> None:
     (light_text, light_background), (dark_text, dark_background) = brightness.values()
     assert light_text < 0.3 < 0.7 < light_background
     assert dark_background < 0.3 < 0.7 < dark_text
+
+
+def test_a_reload_in_the_middle_of_an_answer_loses_nothing(open_page: Open) -> None:
+    page = open_page()
+    assert ask(page, translation_request(SENTENCE, "Polish")) == TRANSLATIONS["pl"]
+    set_option(page, "max_new_tokens", "60")
+    set_option(page, "min_new_tokens", "60")
+    send(page, STORY)
+    page.wait_for_function("document.querySelectorAll('#chat .bot .message-content')[1]?.innerText.length > 5")
+    before = page.locator(ANSWER).last.inner_text()
+    page.reload()
+    page.wait_for_selector(START)
+    page.wait_for_selector(READY)
+    answers = page.locator(ANSWER).all_inner_texts()
+    assert answers[0] == TRANSLATIONS["pl"] and len(answers) == 2
+    assert answers[1].startswith(before) and len(answers[1]) > len(before)
+    page.reload()
+    page.wait_for_function(f"document.querySelectorAll('{ANSWER}').length === 2")
+    assert page.locator(ANSWER).all_inner_texts() == answers
+    assert page.locator(BOX).is_enabled()
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function(f"document.querySelectorAll('{ANSWER}').length === 0")
+    page.reload()
+    page.wait_for_selector(READY)
+    page.wait_for_timeout(500)
+    assert page.locator(ANSWER).count() == 0
+
+
+def violations(page: Any) -> list[str]:
+    """What axe-core finds wrong on a page: rule, and the first element."""
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html']:.200}" for each in found]
+
+
+@pytest.mark.parametrize(("scheme", "faint"), [("light", "#888"), ("dark", "#666")])
+def test_axe_finds_nothing(open_page: Open, scheme: str, faint: str) -> None:
+    page = open_page(color_scheme=scheme, locale="zh-CN")
+    assert page.evaluate("[document.documentElement.lang, document.documentElement.dir]") == ["zh-CN", "ltr"]
+    ask(page, translation_request(SENTENCE, "Arabic"))
+    page.click("#options > button")
+    page.wait_for_selector("#option-seed")
+    for tab in page.get_by_role("tab").all():
+        tab.click()
+        if page.locator("#translate").is_visible():
+            page.click("#translate")
+            page.wait_for_selector("#translations td")
+        page.wait_for_timeout(400)  # until colours have changed
+        assert violations(page) == []
+    page.locator(".note").evaluate("(element, colour) => { element.style.color = colour; }", faint)
+    page.evaluate("document.querySelector('main').append(document.createElement('button'))")
+    assert {each.split(":")[0] for each in violations(page)} == {"button-name", "color-contrast"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_edges_of_controls_and_placeholders_have_contrast(open_page: Open, scheme: str) -> None:
+    page = open_page(color_scheme=scheme)
+    page.click("#options > button")
+    page.wait_for_selector("#option-seed")
+
+    def measured(selector: str, part: str | None = None) -> float:
+        return contrast(*page.locator(selector).first.evaluate(EDGE_AND_GROUND, part))
+
+    fields = ("#message textarea", "#tools button", "#examples button", "#option-seed :is(textarea, input)")
+    for selector in (*fields, "#option-do_sample input", "#option-early_stopping input"):
+        assert measured(selector) >= 3, selector
+    for selector in ("#message textarea", "#option-seed :is(textarea, input)"):
+        assert measured(selector, "::placeholder") >= 4.5, selector
+    page.get_by_role("tab").nth(1).click()
+    for selector in ("#source-text textarea", "#target input", "#swap"):
+        assert measured(selector) >= 3, selector
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("locale", "language", "send_label", "option"),
+    [
+        ("zh-TW", "zh", "发送", "最长回答"),
+        ("vi", "vi", "Gửi", "Độ dài tối đa"),
+        ("fr-FR", "en", "Send", "Longest answer"),
+    ],
+)
+def test_the_page_speaks_the_language_of_the_browser(
+    open_page: Open, locale: str, language: str, send_label: str, option: str
+) -> None:
+    page = open_page(locale=locale)
+    assert page.url.endswith(f"/{language}/")
+    assert page.evaluate("document.documentElement.lang").startswith(language)
+    assert page.inner_text(READY) == send_label
+    assert ask(page, translation_request(SENTENCE, "German")) == TRANSLATIONS["de"]
+    page.click("#options > button")
+    page.wait_for_selector("#option-seed")
+    assert option in page.inner_text("#option-max_new_tokens")
+    assert "(max_new_tokens)" in page.inner_text("#option-max_new_tokens")
+    assert page.locator("#examples button", has_text="עברית").get_attribute("lang") == "he"
+    page.get_by_role("link", name="中文" if language == "vi" else "Tiếng Việt").click()
+    page.wait_for_selector(READY)
+    page.wait_for_selector(ANSWER)  # the chat goes on in the other language
+    assert page.locator(ANSWER).all_inner_texts() == [TRANSLATIONS["de"]]
+
+
+@pytest.mark.slow
+def test_copy_save_and_edit(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"], accept_downloads=True)
+    text = "a <b>bold</b> & 'it' <img src=x> &lt;"
+    ask(page, text)
+    page.locator("#chat .message-buttons button").first.click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text !== '')")
+    assert page.evaluate("navigator.clipboard.readText()") == text
+    page.locator("#chat .message-buttons-right button").nth(1).click()
+    box = page.locator("#chat .edit-textarea")
+    page.wait_for_function(f"document.querySelector('#chat .edit-textarea').value === {text!r}")
+    box.fill(translation_request(SENTENCE, "Korean"))
+    page.locator("#chat .message-buttons-right button").first.click()
+    page.wait_for_function(f"document.querySelector('{ANSWER}')?.innerText === {TRANSLATIONS['ko']!r}")
+    page.wait_for_selector(READY)
+    assert page.locator(ANSWER).count() == 1
+    messages = [
+        {"role": "user", "content": translation_request(SENTENCE, "Korean")},
+        {"role": "assistant", "content": TRANSLATIONS["ko"]},
+    ]
+    for kind, content in (
+        ("JSON", json.dumps(messages, ensure_ascii=False, indent=1) + "\n"),
+        ("Markdown", f"**User**\n\n{messages[0]['content']}\n\n**Assistant**\n\n{messages[1]['content']}\n"),
+    ):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Save as {kind}").click()
+        download.value.save_as(tmp_path / kind)
+        assert (tmp_path / kind).read_text(encoding="utf-8") == content
+        assert download.value.suggested_filename == f"polylm-chat.{'json' if kind == 'JSON' else 'md'}"
+
+
+@pytest.mark.slow
+def test_translate_by_keys_copy_swap_and_stop(open_page: Open) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("tab", name="Translate").click()
+    page.locator("#source-text textarea").press("Control+Enter")
+    page.wait_for_selector("#translations td[lang=zh]")
+    assert "from English, as detected" in page.inner_text("#translation-status")
+    page.locator("#translations button.copy").first.click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text !== '')")
+    assert page.evaluate("navigator.clipboard.readText()") == TRANSLATIONS["zh"]
+    page.get_by_role("button", name="Swap languages").click()
+    page.wait_for_function(f"document.querySelector('#source-text textarea').value === {TRANSLATIONS['zh']!r}")
+    assert page.input_value("#source input").startswith("Chinese")
+    assert page.input_value("#target input") == "English"
+    page.wait_for_function("document.querySelector('#translations').innerText.trim() === ''")
+    page.fill("#source-text textarea", " ".join(f"The weather on day {day} is nice." for day in range(3000)))
+    page.click("#translate")
+    page.wait_for_selector("#stop-translating:not([disabled])")
+    page.click("#stop-translating")
+    page.wait_for_function("document.querySelector('#translation-status').innerText.startsWith('Stopped after')")
+    assert page.locator("#translations td").count() == 0
+
+
+@pytest.mark.slow
+def test_by_the_keyboard_alone(open_page: Open) -> None:
+    page, seen = open_page(), []
+    page.locator("#message textarea").focus()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.innerText.trim()"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", seen
+    assert {"Retry", "Undo", "Clear", "Save as Markdown"} <= set(seen)
 
 
 def test_the_first_character_comes_quickly(open_page: Open, record_property: Callable[..., None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Generator
 from typing import Any
@@ -12,9 +13,10 @@ from modelscope_polylm.backends.base import Completion
 from modelscope_polylm.generator import GenerationResult, TextDelta, TextGenerator
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.text.prompts import FORMATS
-from modelscope_polylm.web.answers import Answers
-from modelscope_polylm.web.chat import WAITING, Chat, ChatView, StopSign
+from modelscope_polylm.web.answers import Answers, StopSign
+from modelscope_polylm.web.chat import Chat, ChatView
 from modelscope_polylm.web.options import shown_fields, starting_values
+from modelscope_polylm.web.words import Words
 
 STORY = "Tell me a story."
 
@@ -26,7 +28,7 @@ def answers(tiny: TextGenerator) -> Answers:
 
 @pytest.fixture
 def chat(answers: Answers) -> Chat:
-    return Chat(answers)
+    return Chat(answers, Words())
 
 
 def values(generator: TextGenerator, **changed: Any) -> list[Any]:
@@ -42,9 +44,10 @@ def test_a_message_is_answered(chat: Chat, tiny: TextGenerator) -> None:
     question = translation_request(SENTENCE, "Arabic")
     views = list(chat.send(question, [], values(tiny), StopSign()))
     asked = {"role": "user", "content": question}
-    assert views[0] == ChatView([asked, {"role": "assistant", "content": ""}], True, WAITING, draft="")
+    waiting = ChatView([asked, {"role": "assistant", "content": ""}], views[0].answer, "waiting for the answer", "")
+    assert views[0] == waiting
     assert views[-1].messages == [asked, {"role": "assistant", "content": TRANSLATIONS["ar"]}]
-    assert [view.busy for view in views] == [True] * (len(views) - 1) + [False]
+    assert [view.answer for view in views] == [views[0].answer] * (len(views) - 1) + [""]
     assert views[-1].draft is None
     assert "of 512 tokens of the context used" in views[-1].status
 
@@ -103,7 +106,7 @@ def test_stop_keeps_what_has_come(chat: Chat, tiny: TextGenerator) -> None:
         views.append(view)
         sign.raised = sign.raised or bool(view.messages[-1]["content"])
     assert views[-1].status.startswith("Stopped after")
-    assert not views[-1].busy
+    assert not views[-1].answer
     assert 0 < len(views[-1].messages[-1]["content"]) < 400
     again = last(chat.send("And then?", views[-1].messages, values(tiny), sign))
     assert again.problem is None
@@ -120,7 +123,7 @@ def test_stop_before_the_first_token(chat: Chat, tiny: TextGenerator, monkeypatc
     monkeypatch.setattr(tiny, "stream", never)
     sign, start = StopSign(), time.monotonic()
     views = []
-    for view in Chat(Answers(tiny)).send(STORY, [], values(tiny), sign):
+    for view in Chat(Answers(tiny), Words()).send(STORY, [], values(tiny), sign):
         views.append(view)
         sign.raised = True
     assert time.monotonic() - start < 2
@@ -164,7 +167,7 @@ def test_a_problem_gives_the_message_back(
 ) -> None:
     past: list[Any] = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "1"}]
     view = last(chat.send(text, past, values(tiny, **changed), StopSign()))
-    assert (view.messages, view.draft, view.busy) == (past, text, False)
+    assert (view.messages, view.draft, view.answer) == (past, text, "")
     assert any(part in str(view.problem) for part in problem.split("|"))
 
 
@@ -181,7 +184,7 @@ def test_an_unexpected_error_ends_the_answer(chat: Chat, tiny: TextGenerator, mo
 
     monkeypatch.setattr(tiny, "stream", fail)
     view = last(chat.send("Hi", [], values(tiny), StopSign()))
-    assert not view.busy
+    assert not view.answer
     assert "went wrong" in str(view.problem)
     assert "0x7f" not in str(view.problem)
 
@@ -199,3 +202,63 @@ def test_turns_that_the_model_makes_up_are_not_shown(
     views = list(chat.send("One", [], values(tiny), StopSign()))
     assert {view.messages[-1]["content"] for view in views} <= {"", "Two.\n"}
     assert views[-1].messages[-1]["content"] == "Two.\n"
+
+
+def test_a_page_that_is_loaded_again_in_the_middle_of_an_answer_loses_nothing(
+    chat: Chat, tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, sampled = (
+        prompts_of(tiny, monkeypatch),
+        values(tiny, do_sample=True, temperature=0.9, min_new_tokens="400", max_new_tokens="400"),
+    )
+    past: list[Any] = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "1"}]
+    with contextlib.closing(chat.send(STORY, past, sampled, StopSign())) as views:  # type: ignore[type-var]
+        before = next(view for view in views if view.messages[-1]["content"])
+    after = list(chat.restore(before.saved, sampled, StopSign()))
+    answer = after[-1].messages[-1]["content"]
+    assert after[-1].messages[:-1] == before.messages[:-1]
+    assert answer.startswith(before.messages[-1]["content"]) and len(answer) > len(before.messages[-1]["content"])
+    assert (after[-1].answer, after[-1].problem, len(asked)) == ("", None, 1)
+
+
+def test_an_answer_that_the_server_has_lost_is_given_again(chat: Chat, tiny: TextGenerator) -> None:
+    question = translation_request(SENTENCE, "Thai")
+    kept = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "ปัก"}], "answer": "x"}
+    assert last(chat.restore(kept, values(tiny), StopSign())).messages[-1]["content"] == TRANSLATIONS["th"]
+    whole = {**kept, "answer": ""}
+    assert list(chat.restore(whole, values(tiny), StopSign())) == [ChatView(kept["messages"])]  # type: ignore[arg-type]
+
+
+USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        [],
+        "chat",
+        {},
+        {"messages": "ab"},
+        {"messages": [USER]},
+        {"messages": [ASSISTANT, USER]},
+        {"messages": [USER, {"role": "assistant"}]},
+        {"messages": [USER, {"role": "assistant", "content": 1}]},
+        {"messages": [USER, ["assistant", "b"]]},
+        {"messages": [], "answer": "x"},
+    ],
+)
+def test_what_no_page_has_kept_is_no_conversation(chat: Chat, tiny: TextGenerator, kept: Any) -> None:
+    assert list(chat.restore(kept, values(tiny), StopSign())) == [ChatView([])]
+
+
+def test_the_place_in_the_queue(chat: Chat, answers: Answers, tiny: TextGenerator) -> None:
+    long = values(tiny, min_new_tokens="300", max_new_tokens="300")
+    with contextlib.closing(chat.send(STORY, [], long, StopSign())) as first:  # type: ignore[type-var]
+        assert any(view.messages[-1]["content"] for view in first)
+        others = [chat.send(STORY, [], values(tiny), StopSign()) for _ in range(2)]
+        shown = [[next(views), next(views)][1].status for views in others]
+        assert [f"place {place} in the queue" in line for place, line in enumerate(shown, 1)] == [True, True]
+        answers.stop(next(first).answer)
+        for views in others:
+            assert last(views).problem is None

@@ -79,11 +79,12 @@ def test_impossible_flags(polylm: Callable[..., Any], arguments: list[str]) -> N
 
 def test_requirements_of_a_studio_are_those_of_the_package() -> None:
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    lists: dict[str, Any] = {}
+    shared = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)]
+    exec(compile(ast.Module(shared, []), "setup.py", "exec"), lists)
     keywords = {word.arg: word.value for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords}
-    extras = keywords["extras_require"]
-    assert isinstance(extras, ast.Dict)
-    values = {ast.unparse(name): value for name, value in zip(extras.keys, extras.values, strict=True) if name}
-    base, extra = ast.literal_eval(keywords["install_requires"]), ast.literal_eval(values["'web'"])
+    base, extras = (eval(ast.unparse(keywords[name]), lists) for name in ("install_requires", "extras_require"))
+    extra = extras["web"]
     lines = (ROOT / "examples" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == [*base, *extra]
     assert extra[0] == f"gradio>={'.'.join(map(str, OLDEST_GRADIO))}"
@@ -99,7 +100,7 @@ def test_ctrl_c_with_an_open_page_shows_no_traceback() -> None:
     assert process.stderr.readline() == f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends.\n"
     with socket.create_connection(("127.0.0.1", port), timeout=30) as page:
         # a browser holds this stream open
-        page.sendall(f"GET /gradio_api/heartbeat/a HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        page.sendall(f"GET /en/gradio_api/heartbeat/a HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
         assert page.recv(100).startswith(b"HTTP/1.1 200 OK")
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == "Interrupted.\n"

@@ -16,31 +16,36 @@ import pytest
 
 from modelscope_polylm.generator import GenerationResult, TextDelta, TextGenerator
 from modelscope_polylm.http.server import Server
-from modelscope_polylm.web import middleware
+from modelscope_polylm.web import answers, middleware
 from modelscope_polylm.web.middleware import JOIN, PREDICT, SECURITY_HEADERS, PageMiddleware, is_allowed
-from modelscope_polylm.web.page import MAX_SESSIONS, application, build_page
+from modelscope_polylm.web.page import MAX_SESSIONS, application, build_pages
 from tests.http.running import listening, wait_for
 
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", "/", True),
-        ("HEAD", "/", True),
-        ("GET", "/assets/index-1.js", True),
-        ("GET", "/gradio_api/queue/data", True),
-        ("POST", "/gradio_api/queue/join", True),
-        ("POST", "/gradio_api/upload", False),
-        ("GET", "/gradio_api/upload", False),
-        ("GET", "/gradio_api/file=/etc/passwd", False),
-        ("GET", "/gradio_api/file/etc/passwd", False),
-        ("GET", "/gradio_api/proxy=https://example.com", False),
-        ("GET", "/gradio_api/deep_link", False),
-        ("GET", "/monitoring/summary", False),
-        ("POST", "/", False),
-        ("PUT", "/gradio_api/queue/join", False),
-        ("", "/gradio_api/queue/join", False),
-        ("GET", "/config\n", False),
+        ("GET", "/en/", True),
+        ("HEAD", "/zh/", True),
+        ("GET", "/vi/assets/index-1.js", True),
+        ("GET", "/en/gradio_api/queue/data", True),
+        ("POST", "/zh/gradio_api/queue/join", True),
+        ("GET", "/", False),
+        ("GET", "/en", False),
+        ("GET", "/de/", False),
+        ("POST", "/gradio_api/queue/join", False),
+        ("GET", "/en/en/", False),
+        ("POST", "/en/gradio_api/upload", False),
+        ("GET", "/en/gradio_api/upload", False),
+        ("GET", "/en/gradio_api/file=/etc/passwd", False),
+        ("GET", "/en/gradio_api/file/etc/passwd", False),
+        ("GET", "/en/gradio_api/proxy=https://example.com", False),
+        ("GET", "/en/gradio_api/deep_link", False),
+        ("GET", "/en/monitoring/summary", False),
+        ("POST", "/en/", False),
+        ("PUT", "/en/gradio_api/queue/join", False),
+        ("", "/en/gradio_api/queue/join", False),
+        ("GET", "/en/config\n", False),
     ],
 )
 def test_only_the_page_is_served(method: str, path: str, allowed: bool) -> None:
@@ -65,7 +70,7 @@ def exchange(scope: dict[str, Any], more_headers: Sequence[tuple[bytes, bytes]] 
 
 
 def test_headers_keep_the_browser_at_home() -> None:
-    start = exchange({"type": "http", "method": "GET", "path": "/"})[0]
+    start = exchange({"type": "http", "method": "GET", "path": "/en/"})[0]
     headers = dict(start["headers"])
     assert start["status"] == 200
     assert headers[b"a"] == b"b"
@@ -75,13 +80,13 @@ def test_headers_keep_the_browser_at_home() -> None:
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_other_requests_do_not_reach_gradio(kind: str) -> None:
-    sent = exchange({"type": kind, "method": "POST", "path": "/gradio_api/upload"})
+    sent = exchange({"type": kind, "method": "POST", "path": "/en/gradio_api/upload"})
     assert [message.get("status") for message in sent] == ([404, None] if kind == "http" else [])
 
 
 def test_pages_of_other_origins_get_no_permission() -> None:
     permission = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-credentials", b"true")]
-    names = [name for name, _ in exchange({"type": "http", "method": "GET", "path": "/"}, permission)[0]["headers"]]
+    names = [name for name, _ in exchange({"type": "http", "method": "GET", "path": "/en/"}, permission)[0]["headers"]]
     assert not any(name.startswith(b"access-control") for name in names)
 
 
@@ -111,17 +116,50 @@ def slow(tiny: TextGenerator) -> Slow:
 
 
 @pytest.fixture(scope="module")
-def page(slow: Slow) -> Any:
+def pages(slow: Slow) -> Any:
     pytest.importorskip("gradio", minversion="6.31", reason="the extra `web` is not installed")
-    return build_page(slow, at_once=2, waiting=8)  # type: ignore[arg-type]
+    return build_pages(slow, at_once=2, waiting=8)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def client(page: Any) -> Iterator[httpx.Client]:
-    """The page on its real server."""
-    server = Server(application(page), "127.0.0.1", 0, 1)
-    with listening(server) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+def page(pages: Any) -> Any:
+    return pages["en"]
+
+
+@pytest.fixture(scope="module")
+def client(pages: Any) -> Iterator[httpx.Client]:
+    """The English page on its real server."""
+    server = Server(application(pages), "127.0.0.1", 0, 1)
+    with listening(server) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}/en", timeout=60) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer waits only shortly for a page that has gone."""
+    monkeypatch.setattr(answers, "KEPT_SECONDS", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("path", "accepted", "language"),
+    [
+        ("/", "zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("/", "vi-VN", "vi"),
+        ("/", "de-DE,de;q=0.9,vi;q=0.3,en;q=0.2", "vi"),
+        ("/", "en;q=0.1,ZH-tw;q=0.2", "zh"),
+        ("/", "zh;q=0,en;q=0.1", "en"),
+        ("/", "de", "en"),
+        ("/", "", "en"),
+        ("/", "zh;q=high, vi", "vi"),
+        ("/", "\xff,;;q=,=", "en"),
+        ("/vi", "zh", "vi"),
+    ],
+)
+def test_the_browser_chooses_the_language(client: httpx.Client, path: str, accepted: str, language: str) -> None:
+    url = f"http://127.0.0.1:{client.base_url.port}{path}"
+    answer = httpx.get(url, headers=[("Accept-Language", accepted.encode("latin-1"))])
+    assert (answer.status_code, answer.headers["location"]) == (307, f"{language}/")
+    assert answer.headers["vary"] == "accept-language"
 
 
 def call(page: Any, text: str, session: str = "one") -> dict[str, Any]:
@@ -196,7 +234,7 @@ def test_bodies_that_are_none(client: httpx.Client, content: bytes) -> None:
 def test_large_bodies_are_not_taken(client: httpx.Client, page: Any) -> None:
     process = psutil.Process()
     before = process.memory_info().rss
-    for content in (json.dumps(call(page, "x" * 300_000)).encode(), iter([b"[" + b"1," * 40_000] * 200)):
+    for content in (json.dumps(call(page, "x" * 1_200_000)).encode(), iter([b"[" + b"1," * 40_000] * 200)):
         assert client.post(JOIN, content=content, headers={"Content-Type": "application/json"}).status_code == 413
     grown = (process.memory_info().rss - before) / 1e6
     print(f"16 MB of one body: {grown:.1f} MB more")
@@ -219,13 +257,13 @@ def test_hosts_and_origins(client: httpx.Client, page: Any) -> None:
 
 @pytest.mark.parametrize("origins", [(), ("https://page.example",)])
 def test_a_page_under_another_name(slow: Slow, origins: tuple[str, ...]) -> None:
-    page = build_page(slow)  # type: ignore[arg-type]
-    with listening(Server(application(page, local=True, origins=origins), "127.0.0.1", 0, 1)) as port:
+    pages = build_pages(slow)  # type: ignore[arg-type]
+    with listening(Server(application(pages, local=True, origins=origins), "127.0.0.1", 0, 1)) as port:
         headers = {"Host": "page.example", "Origin": "https://page.example"}
-        assert httpx.get(f"http://127.0.0.1:{port}/config", headers=headers).status_code == (200 if origins else 403)
-    page = build_page(slow)  # type: ignore[arg-type]
-    with listening(Server(application(page, local=False), "127.0.0.1", 0, 1)) as port:
-        answer = httpx.get(f"http://127.0.0.1:{port}/config", headers={"Host": "any", "Origin": "https://any"})
+        assert httpx.get(f"http://127.0.0.1:{port}/en/config", headers=headers).status_code == (200 if origins else 403)
+    pages = build_pages(slow)  # type: ignore[arg-type]
+    with listening(Server(application(pages, local=False), "127.0.0.1", 0, 1)) as port:
+        answer = httpx.get(f"http://127.0.0.1:{port}/en/config", headers={"Host": "any", "Origin": "https://any"})
         assert answer.status_code == 200
         assert not any(name.startswith("access-control") for name in answer.headers)
 

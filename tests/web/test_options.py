@@ -12,10 +12,9 @@ from modelscope_polylm.errors import OptionError
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.releases import RELEASES
-from modelscope_polylm.text.languages import LANGUAGES
+from modelscope_polylm.text.languages import LANGUAGES, NATIVE_NAMES
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.web.facts import (
-    NATIVE_NAMES,
     QUESTIONS,
     TINY_NOTE,
     examples,
@@ -27,6 +26,7 @@ from modelscope_polylm.web.facts import (
     title,
 )
 from modelscope_polylm.web.options import NOT_SHOWN, read_values, shown_fields, starting_values
+from modelscope_polylm.web.words import Words
 
 
 def chosen(**values: Any) -> list[Any]:
@@ -44,8 +44,11 @@ def test_examples_speak_every_language() -> None:
 
 
 def test_languages_are_named_in_both_ways() -> None:
-    assert language_choices(("en", "ar")) == [("English", "en"), ("Arabic · العربية", "ar")]
-    assert [code for _, code in language_choices()] == list(LANGUAGES)
+    shown = {code: label for label, code in language_choices("en")}
+    assert (shown["en"], shown["ar"]) == ("English", "Arabic · العربية")
+    shown = {code: label for label, code in language_choices("vi")}
+    assert (shown["en"], shown["vi"]) == ("Tiếng Anh · English", "Tiếng Việt")
+    assert list(shown) == list(LANGUAGES)
 
 
 def test_the_page_has_the_options_that_people_can_set() -> None:
@@ -114,8 +117,8 @@ def test_what_is_said_of_a_release(
 
 
 def test_facts_of_the_model(tiny: TextGenerator) -> None:
-    shown = facts(with_release(tiny, "tiny"))
+    shown = facts(with_release(tiny, "tiny"), Words())
     assert shown["Parameters"] == "4,058,624"
     assert shown["Runs on"] == "cpu, float32, native backend"
     assert "num_beams=4" in shown["Default options"]
-    assert str(tiny.snapshot.folder.parent) not in facts_table(tiny)
+    assert str(tiny.snapshot.folder.parent) not in facts_table(tiny, Words())
