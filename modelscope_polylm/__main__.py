@@ -14,18 +14,24 @@ import typer
 from typer.core import TyperGroup
 
 import modelscope_polylm
+from modelscope_polylm.cli.autoload import autoload
 from modelscope_polylm.cli.batch.command import batch
 from modelscope_polylm.cli.bench.command import bench
 from modelscope_polylm.cli.chat.command import chat
 from modelscope_polylm.cli.data import data
 from modelscope_polylm.cli.demo import demo
+from modelscope_polylm.cli.eval import evaluate
 from modelscope_polylm.cli.finetune import finetune, swift_plugin
 from modelscope_polylm.cli.generate import generate
 from modelscope_polylm.cli.info import info
 from modelscope_polylm.cli.packages import package, upload, verify
+from modelscope_polylm.cli.score import score
+from modelscope_polylm.cli.self_instruct import self_instruct
 from modelscope_polylm.cli.tokens import tokens
+from modelscope_polylm.cli.translate.command import translate
 from modelscope_polylm.serve.command import serve
 from modelscope_polylm.terminal.errors import EXIT_CODES, WRONG_INPUT, handle_errors, print_error
+from modelscope_polylm.terminal.flags import ModelCommand, takes_model
 from modelscope_polylm.terminal.output import choose_encodings, write_error
 from modelscope_polylm.web.command import web
 
@@ -83,11 +89,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's tables cut the longer option names off at 80 columns
     pretty_exceptions_enable=False,
 )
-USE = (demo, generate, chat, batch, web, serve)
-FILES = (info, tokens, bench, package, verify, upload)
-TRAINING = (data, finetune, swift_plugin)
+USE = (demo, generate, chat, translate, batch, web, serve)
+FILES = (info, tokens, bench, package, verify, upload, autoload)
+TRAINING = (self_instruct, data, finetune, swift_plugin, score, evaluate)
+NAMES: dict[Any, str] = {evaluate: "eval"}
+"""Commands whose names are taken in Python."""
 for command in (*USE, *FILES, *TRAINING):
-    app.command()(handle_errors(command))
+    app.command(NAMES.get(command), cls=ModelCommand)(handle_errors(takes_model(command)))
 
 
 def _show_version(wanted: bool) -> None:

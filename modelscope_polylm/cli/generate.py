@@ -14,10 +14,12 @@ from modelscope_polylm.files import decode_text
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     BackendFlag,
+    CacheDtypeFlag,
     DeviceFlag,
     DtypeFlag,
     JsonFlag,
     ModelFlag,
+    QuantizationFlag,
     ReleaseFlag,
     RevisionFlag,
     takes_generation_options,
@@ -44,6 +46,8 @@ def generate(
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
+    quantization: QuantizationFlag = None,
+    kv_cache_dtype: CacheDtypeFlag = None,
     as_json: JsonFlag = False,
     options: dict[str, Any],
 ) -> None:
@@ -53,7 +57,7 @@ def generate(
     (--num-beams 1 streams).
     """
     given = read_text(text, file)
-    generator = load_model(model, revision, device, dtype, backend, release, adapter)
+    generator = load_model(model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype)
     checked = generator.options(options)
     value = given.rstrip("\n") if chat else given
     prompt = generator.reader.read(value, checked, chat=chat)
@@ -74,14 +78,15 @@ def read_text(text: str | None, file: Path | None) -> str:
     if text not in (None, "-"):
         return str(text)
     try:
-        return decode_text(_stdin() if file is None else file.read_bytes())
+        return decode_text(read_stdin() if file is None else file.read_bytes())
     except UnicodeDecodeError as error:
         raise InputError(f"{file or 'stdin'} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:
         raise InputError(f"{file or 'stdin'} cannot be read: {error.strerror}.") from error
 
 
-def _stdin() -> bytes:
+def read_stdin() -> bytes:
+    """All of stdin. Raises InputError if it is closed."""
     if sys.stdin is None:
         raise InputError("stdin is closed: give a text or --file FILE.")
     return sys.stdin.buffer.read()

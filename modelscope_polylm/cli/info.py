@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.backends.placement import Memory, memories
+from modelscope_polylm.backends.placement import PROCESS_BYTES, Memory, memories
 from modelscope_polylm.errors import DownloadError
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.releases import RELEASES, Release
@@ -17,6 +17,7 @@ from modelscope_polylm.text.prompts import FORMATS, PromptFormat
 
 INDENT = "  "
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+QUANTIZATIONS = ("int8", "fp8", "int4")
 CACHE_TOKENS = 1000
 PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 256_000, 2048
 QUESTION = "Hello"
@@ -44,7 +45,7 @@ def _page(facts: dict[str, Any]) -> str:
         "Release": _release(facts),
         "Network": _network(facts),
         "Memory": _memory(facts),
-        "This machine": [_fit_text(each) for each in facts["machine"]],
+        "This machine": [line for each in facts["machine"] for line in _fit_lines(each)],
         f"Prompt format {facts['prompt_format'] or 'unknown'}": _prompt(facts),
         "Default options": [f"{name} {value}" for name, value in facts["defaults"].items()],
     }
@@ -54,30 +55,46 @@ def _page(facts: dict[str, Any]) -> str:
 
 def _release(facts: dict[str, Any]) -> list[str]:
     release, folder = facts["release"], facts["folder"]
-    location = f"folder {folder}" if folder else "not on this machine: the first use downloads it"
+    location = f"folder {folder}" if folder else f"not on this machine: the first use downloads {_download(facts)}"
     if release is None:
         return ["unknown: neither configuration.json nor the folder's name tells; pass --release", location]
     lines = [f"{name} {release[name]}" for name in ("name", "kind", "model_id", "revision", "hf_id") if release[name]]
     return [*lines, f"recognised by {facts['release_source']}", location]
 
 
+def _download(facts: dict[str, Any]) -> str:
+    return readable_bytes(facts["download_bytes"]) if facts["download_bytes"] else "it"
+
+
 def _network(facts: dict[str, Any]) -> list[str]:
     sizes = f"{facts['layers']} layers, {facts['heads']} heads, width {facts['width']}"
     context = f"vocabulary {facts['vocabulary']:,}, context {facts['context']:,} tokens"
-    return [f"{facts['parameters']:,} parameters", sizes, context]
+    stored = facts["stored_quantization"]
+    kind = f", those of projections in {stored} (GPTQ)" if stored else ""
+    return [f"{facts['parameters']:,} parameters{kind}", sizes, context]
 
 
 def _memory(facts: dict[str, Any]) -> list[str]:
     weights = [f"weights in {dtype}: {readable_bytes(size)}" for dtype, size in facts["weight_bytes"].items()]
     cache = facts["cache_bytes_per_1000_tokens"].items()
-    return [*weights, *(f"cache per 1,000 tokens in {dtype}: {readable_bytes(size)}" for dtype, size in cache)]
+    needed = facts["needed_bytes"].items()
+    return [
+        *weights,
+        *(f"cache per 1,000 tokens in {dtype}: {readable_bytes(size)}" for dtype, size in cache),
+        *(f"needed in all in {dtype}, with one full context: {readable_bytes(size)}" for dtype, size in needed),
+    ]
 
 
-def _fit_text(memory: dict[str, Any]) -> str:
+def _fit_lines(memory: dict[str, Any]) -> list[str]:
     free = f"{memory['name']}: {readable_bytes(memory['free'])} of {readable_bytes(memory['total'])} free"
-    if not memory["fits"]:
-        return f"{free}; the weights in {memory['dtype']} do not fit"
-    return f"{free}; fits in {memory['dtype']} with a cache of {memory['cache_tokens']:,} tokens"
+    quantized = [f"{INDENT}{_fit_text(kind, fit)}" for kind, fit in memory["quantizations"].items()]
+    return [f"{free}; {_fit_text(memory['dtype'], memory)}", *quantized]
+
+
+def _fit_text(kind: str, fit: dict[str, Any]) -> str:
+    if not fit["fits"]:
+        return f"the weights in {kind} do not fit"
+    return f"fits in {kind} with a cache of {fit['cache_tokens']:,} tokens"
 
 
 def _prompt(facts: dict[str, Any]) -> list[str]:
@@ -134,22 +151,53 @@ def _facts(
         "width": config.hidden_size,
         "vocabulary": config.vocab_size,
         "context": config.max_positions,
-        "weight_bytes": {dtype: config.parameters * size for dtype, size in ITEM_BYTES.items()},
-        "cache_bytes_per_1000_tokens": {dtype: cache_bytes(config, dtype) for dtype in ITEM_BYTES},
+        "stored_quantization": config.quantization,
+        "weight_bytes": {kind: weight_bytes(config, kind) for kind in (*ITEM_BYTES, *_quantizations(config))},
+        "cache_bytes_per_1000_tokens": {dtype: cache_bytes(config, dtype) for dtype in (*ITEM_BYTES, "int8")},
+        "needed_bytes": {kind: needed_bytes(config, kind) for kind in (*ITEM_BYTES, *_quantizations(config))},
+        "download_bytes": release.download_bytes if release else None,
         "machine": [_fit(config, memory) for memory in machine],
     }
 
 
 def cache_bytes(config: PolyLMConfig, dtype: str, tokens: int = CACHE_TOKENS) -> int:
     """Bytes of keys and values; prompt tokens count once for all beams, answer tokens once for each."""
-    return 2 * config.layers * config.hidden_size * ITEM_BYTES[dtype] * tokens
+    import torch
+
+    from modelscope_polylm.network.kv_cache import bytes_per_slot
+
+    return bytes_per_slot(config, getattr(torch, dtype)) * tokens
+
+
+def weight_bytes(config: PolyLMConfig, kind: str, dtype: str = "bfloat16") -> int:
+    """Bytes of the weights in a dtype, or under a quantization with all else in `dtype`."""
+    from modelscope_polylm.network import weights
+
+    if kind in ITEM_BYTES:
+        return weights.weight_bytes(config, ITEM_BYTES[kind])
+    return weights.weight_bytes(config, ITEM_BYTES[dtype], kind)
+
+
+def needed_bytes(config: PolyLMConfig, kind: str) -> int:
+    """Bytes of the weights, the cache of one full context, and the process around them."""
+    cache = cache_bytes(config, kind if kind in ITEM_BYTES else "bfloat16", config.max_positions)
+    return weight_bytes(config, kind) + cache + PROCESS_BYTES
 
 
 def _fit(config: PolyLMConfig, memory: Memory) -> dict[str, Any]:
-    """Whether the weights fit into free memory, and how many tokens of KV cache next to them."""
-    left = memory.free - config.parameters * ITEM_BYTES[memory.dtype]
-    tokens = max(left, 0) // cache_bytes(config, memory.dtype, tokens=1)
-    return {**vars(memory), "fits": left > 0, "cache_tokens": tokens}
+    """Whether the weights fit into free memory, and how many tokens of KV cache next to them; so for quantizations."""
+    quantized = {kind: _fit_kind(config, memory, kind) for kind in _quantizations(config)}
+    return {**vars(memory), **_fit_kind(config, memory, memory.dtype), "quantizations": quantized}
+
+
+def _quantizations(config: PolyLMConfig) -> tuple[str, ...]:
+    """What the model can be quantised to while it loads: nothing if its files are quantised."""
+    return QUANTIZATIONS if config.quantization is None else ()
+
+
+def _fit_kind(config: PolyLMConfig, memory: Memory, kind: str) -> dict[str, Any]:
+    left = memory.free - weight_bytes(config, kind, memory.dtype)
+    return {"fits": left > 0, "cache_tokens": max(left, 0) // cache_bytes(config, memory.dtype, tokens=1)}
 
 
 def _release_facts(release: Release | None) -> dict[str, Any] | None:

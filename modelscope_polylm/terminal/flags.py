@@ -7,12 +7,13 @@ import inspect
 import json
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from modelscope_polylm.errors import OptionError, suggestion
 from modelscope_polylm.generation.options import option_fields
@@ -22,6 +23,9 @@ from modelscope_polylm.terminal.errors import with_signature
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ENVIRONMENT_PREFIX = "POLYLM"
 ORIGIN = re.compile(r"https?://[^/\s]+|\*")
+MODEL_ARGUMENT = "model_argument"
+UNCONFIGURED = ("config", "help", MODEL_ARGUMENT)
+"""What a file of flags cannot hold."""
 REPORTS = frozenset({"output_scores", "output_logprobs"})
 """Options that ask for more than texts; commands that print texts alone do not have them."""
 
@@ -50,7 +54,7 @@ ConfigFlag = Annotated[
 
 def configuration(file: Path, command: Any) -> dict[str, Any]:
     """The flags of a file by their parameters' names. Raises typer.BadParameter, which names the file."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -58,7 +62,7 @@ def configuration(file: Path, command: Any) -> dict[str, Any]:
         raise typer.BadParameter(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise typer.BadParameter(f"{file} must hold flags and their values, such as 'port: 8000'.")
-    known = {parameter.name: parameter for parameter in command.params if parameter.name not in ("config", "help")}
+    known = {parameter.name: parameter for parameter in command.params if parameter.name not in UNCONFIGURED}
     found = {}
     for name, value in values.items():
         parameter = known.get(str(name).replace("-", "_"))
@@ -166,6 +170,59 @@ def _json(field: Field[Any], text: str) -> Any:
         raise OptionError(f"{field.name}={text!r} cannot be read: write it like {example}.") from None
 
 
+class ModelCommand(TyperCommand):
+    """A command that takes its model as `--model MODEL` or as its first argument, which `takes_model` declares.
+
+    The first argument is the model if there is one more than the command has of its own, or if it takes any number of
+    them; but never next to `--model`.
+    """
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Make the parser of a command line; `parse_args` has noted whether it begins with the model."""
+        return super().make_parser(ctx) if ctx.meta[MODEL_ARGUMENT] else self._parser_without([MODEL_ARGUMENT], ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read a command line."""
+        ctx.meta[MODEL_ARGUMENT] = ctx.resilient_parsing or self._begins_with_model(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _begins_with_model(self, ctx: Any, args: list[str]) -> bool:
+        arguments = [each for each in self.params if isinstance(each, TyperArgument)]
+        own = [each for each in arguments if each.name != MODEL_ARGUMENT]
+        given, more, _ = self._parser_without([each.name for each in own], ctx).parse_args(list(args))
+        first = given.get(MODEL_ARGUMENT)
+        if "model" in given or not isinstance(first, str) or first.startswith("-"):
+            return False
+        return len(more) >= len(own) or any(each.nargs == -1 for each in own)
+
+    def _parser_without(self, names: Sequence[str | None], ctx: Any) -> Any:
+        return TyperCommand(None, params=[each for each in self.params if each.name not in names]).make_parser(ctx)
+
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose option `--model` may also be its first argument; to be registered as a `ModelCommand`."""
+    signature = inspect.signature(command, eval_str=True)
+    if "model" not in signature.parameters:
+        return command
+    is_needed = signature.parameters["model"].default is inspect.Parameter.empty
+
+    @functools.wraps(command)
+    def run(*, context: typer.Context, model_argument: str | None = None, **arguments: Any) -> None:
+        arguments["model"] = model_argument or arguments["model"]
+        if is_needed and not arguments["model"]:
+            raise typer.BadParameter("give one as the first argument or by --model.", ctx=context, param_hint="MODEL")
+        command(**arguments)
+
+    flags = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
+    optional = [each.replace(default=None) if is_needed and each.name == "model" else each for each in flags]
+    added = [_keyword("context", typer.Context, inspect.Parameter.empty), _keyword(MODEL_ARGUMENT, ModelArgument, None)]
+    return with_signature(run, signature.replace(parameters=[*added, *optional]))
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 def _starting_with(names: tuple[str, ...], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
@@ -185,11 +242,19 @@ def complete_dtype(incomplete: str) -> list[str]:
     return _starting_with(("bfloat16", "float32", "float16"), incomplete)
 
 
+def complete_quantization(incomplete: str) -> list[str]:
+    """Quantizations for the shell's completion."""
+    return _starting_with(("int8", "fp8", "int4"), incomplete)
+
+
 def complete_backend(incomplete: str) -> list[str]:
     """Backends for the shell's completion."""
     return _starting_with(("native", "transformers", "vllm"), incomplete)
 
 
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="The same as --model.", autocompletion=complete_model)
+]
 ModelFlag = Annotated[
     str,
     typer.Option(
@@ -219,6 +284,18 @@ DtypeFlag = Annotated[
 ]
 BackendFlag = Annotated[
     str, typer.Option("--backend", help="native, transformers or vllm.", autocompletion=complete_backend)
+]
+QuantizationFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        help="int8, fp8 or int4: round the weights while loading, for less memory and time (native backend).",
+        autocompletion=complete_quantization,
+    ),
+]
+CacheDtypeFlag = Annotated[
+    str | None,
+    typer.Option("--kv-cache-dtype", help="int8: twice the tokens in the KV cache's memory (native backend)."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.files import cache_root
 from modelscope_polylm.releases import named_release
@@ -37,6 +37,9 @@ def load_model(
     backend: str = "native",
     release: str | None = None,
     adapter: Path | None = None,
+    quantization: str | None = None,
+    kv_cache_dtype: str | None = None,
+    deterministic: bool | None = None,
 ) -> TextGenerator:
     """The model on its device, ready to generate.
 
@@ -45,8 +48,11 @@ def load_model(
         device, dtype, backend: as in `TextGenerator.load`.
         release: which release it is; what the name of the model says if None.
         adapter: the folder of a low-rank adapter.
+        quantization, kv_cache_dtype, deterministic: the native backend's; None where nothing was given.
     """
     folder = find_model(model, revision)
+    given: dict[str, Any] = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+    given["deterministic"] = deterministic
     with working(f"Loading {model}"):
         from modelscope_polylm.generator import TextGenerator
 
@@ -57,6 +63,7 @@ def load_model(
             backend=backend,
             release=release_name(model, release),
             adapter=adapter,
+            **{name: value for name, value in given.items() if value is not None},
         )
     limit_threads(generator)
     return generator

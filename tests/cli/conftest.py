@@ -3,3 +3,4 @@
 from __future__ import annotations
 
 from tests.commands import own_environment, polylm, tiny
+from tests.packaged import package

@@ -94,6 +94,16 @@ def test_every_engine_runs_a_snapshot_with_its_own_weights(
     assert torch.equal(held, weights["wte.weight"])
 
 
+def test_quantised_engines_are_measured_in_turn(polylm: Callable[..., Any]) -> None:
+    arguments = ("--shape", "small", "--engines", "polylm", "--works", "0", "--repeats", "1", "--device", "cpu")
+    kinds = ("--quantization", "none", "--quantization", "int4", "--kv-cache-dtype", "int8")
+    outcome = polylm("bench", *arguments, *kinds, "--json")
+    assert outcome.exit_code == 0, outcome.errors
+    names = [result["engine"] for result in json.loads(outcome.output)["results"]]
+    assert names == ["polylm int8 cache", "polylm int4 int8 cache"]
+    assert polylm("bench", *arguments, "--quantization", "int3").exit_code == 2
+
+
 def test_works_that_do_not_fit_are_left_out(polylm: Callable[..., Any], random_snapshot: Path) -> None:
     arguments = ("--model", str(random_snapshot), "--engines", "polylm", "--repeats", "1", "--device", "cpu")
     outcome = polylm("bench", *arguments, "--works", "0", "--works", "7", "--json")

@@ -13,10 +13,11 @@ import pytest
 from modelscope_polylm.backends import placement
 from modelscope_polylm.backends.placement import Memory, memories
 from modelscope_polylm.cli import info
-from modelscope_polylm.cli.info import model_facts
+from modelscope_polylm.cli.info import PROCESS_BYTES, model_facts
 from modelscope_polylm.errors import DownloadError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.releases import RELEASES
 
 GPU = Memory("cuda:0 H100", 80_000_000_000, 78_000_000_000, "bfloat16")
 SMALL = Memory("RAM", 16_000_000_000, 12_000_000_000, "float32")
@@ -26,7 +27,8 @@ def test_bundled_model(tiny: TextGenerator) -> None:
     facts = model_facts("tiny", None, [SMALL])
     weights = 4_058_624
     assert facts["parameters"] == weights
-    assert facts["weight_bytes"] == {"bfloat16": 2 * weights, "float32": 4 * weights}
+    assert facts["weight_bytes"]["bfloat16"] == 2 * weights and facts["weight_bytes"]["float32"] == 4 * weights
+    assert facts["weight_bytes"]["int8"] < 1.4 * weights
     assert facts["release"]["name"] == "tiny"
     assert facts["folder"] == str(TINY_FOLDER)
     assert facts["prompt"] == "<|user|>\nHello\n<|assistant|>\n"
@@ -39,8 +41,13 @@ def test_release_that_is_not_here() -> None:
     assert facts["folder"] is None
     assert facts["parameters"] == 13_906_790_400
     assert facts["cache_bytes_per_1000_tokens"]["bfloat16"] == 819_200_000
+    assert facts["needed_bytes"]["bfloat16"] == 2 * 13_906_790_400 + 2048 * 819_200 + PROCESS_BYTES
+    assert facts["download_bytes"] == RELEASES["13b"].download_bytes
     assert facts["machine"][0]["cache_tokens"] == (78_000_000_000 - 2 * 13_906_790_400) // 819_200
     assert (facts["machine"][1]["fits"], facts["machine"][1]["cache_tokens"]) == (False, 0)
+    # what a card of 24 GB can hold
+    assert facts["weight_bytes"]["int8"] <= 14.3e9 and facts["weight_bytes"]["int4"] <= 8.2e9
+    assert [fit["fits"] for fit in facts["machine"][1]["quantizations"].values()] == [False, False, True]
     assert model_facts("DAMO-NLP-MT/polylm-1.7b", None, [])["parameters"] == 1_737_084_928
 
 
@@ -58,11 +65,13 @@ def test_page(polylm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> No
     assert outcome.exit_code == 0
     for line in (
         "  model_id damo/nlp_polylm_assistant_13b_text_generation",
-        "  not on this machine: the first use downloads it",
+        "  not on this machine: the first use downloads 30.8 GB",
         "  13,906,790,400 parameters",
         "  weights in bfloat16: 27.8 GB",
         "  cache per 1,000 tokens in bfloat16: 819.2 MB",
+        "  needed in all in bfloat16, with one full context: 30.5 GB",
         "  RAM: 12.0 GB of 16.0 GB free; the weights in float32 do not fit",
+        "    fits in int4 with a cache of 2,519 tokens",
         "  cuda:0 H100: 78.0 GB of 80.0 GB free; fits in bfloat16 with a cache of 61,262 tokens",
         "  <|user|>",
         "  num_beams 4",

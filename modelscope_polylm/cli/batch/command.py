@@ -14,9 +14,11 @@ from modelscope_polylm.terminal.errors import FAILED, INTERRUPTED
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     BackendFlag,
+    CacheDtypeFlag,
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
+    QuantizationFlag,
     ReleaseFlag,
     RevisionFlag,
     takes_generation_options,
@@ -53,6 +55,8 @@ def batch(
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
+    quantization: QuantizationFlag = None,
+    kv_cache_dtype: CacheDtypeFlag = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
     options: dict[str, Any],
 ) -> None:
@@ -76,7 +80,7 @@ def batch(
     rows = BatchInput.find(source, encoding, format=format, delimiter=delimiter, columns=prompts.columns)
     job = BatchJob(rows, out, prompts, batch_size, overwrite, model_names(model, None))
     job.check()
-    generator = load_model(model, revision, device, dtype, backend, release, adapter)
+    generator = load_model(model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype)
     summary = job.run(generator, options)
     if summary["written"] < summary["lines"]:
         write_error(f"Interrupted: {summary['written']} lines are written, and the same command goes on after them.")

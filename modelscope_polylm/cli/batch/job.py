@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelscope_polylm.cli.batch.openai_batch import OpenAIBatch, is_request
 from modelscope_polylm.cli.batch.output import (
     OutputFile,
     OutputStream,
     check_or_write,
+    check_output,
     is_stream,
     model_settings,
-    settings_file,
 )
 from modelscope_polylm.cli.batch.records import (
     TABLE_DELIMITERS,
@@ -30,7 +30,7 @@ from modelscope_polylm.cli.batch.records import (
 )
 from modelscope_polylm.cli.batch.requests import PromptTemplate, RequestSource
 from modelscope_polylm.cli.batch.rows import BatchInput, Row
-from modelscope_polylm.cli.batch.running import Outcome, RowRunner
+from modelscope_polylm.cli.batch.running import RowRunner
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.files import file_sha256
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
 
 
+Found = TypeVar("Found")
 WRITE_ROWS, WRITE_SECONDS = 256, 0.5
 """What a kill can lose: rows that were answered but not written."""
 
@@ -73,18 +74,7 @@ class BatchJob:
             self.prompts.check_columns(columns)
             if is_table(self.out) and columns is not None:
                 self._table(columns, several=False)
-        if is_stream(self.out):
-            return
-        if self.out.is_dir():
-            raise OptionError(f"{self.out} is a folder: name a file.")
-        if not self.out.parent.is_dir():
-            raise OptionError(f"The folder {self.out.parent} does not exist: create it, or choose another output.")
-        if not self.out.exists():
-            return
-        if self.out.samefile(self.source.path):
-            raise OptionError(f"{self.out} is the input: choose another output.")
-        if self.out.stat().st_size and not settings_file(self.out).exists() and not self.overwrite:
-            raise OptionError(f"{self.out} exists and is of no batch: choose another output, or pass --overwrite.")
+        check_output(self.out, self.source.path, self.overwrite)
 
     def run(self, generator: TextGenerator, options: Mapping[str, Any]) -> dict[str, Any]:
         """Answer all rows that are not answered yet.
@@ -158,9 +148,9 @@ class BatchJob:
         return {**reading, "delimiter": source.format.delimiter, **asking, "batch_size": self.batch_size}
 
 
-def collected(outcomes: Iterator[tuple[Row, Outcome]]) -> Iterator[list[tuple[Row, Outcome]]]:
+def collected(outcomes: Iterator[Found]) -> Iterator[list[Found]]:
     """Outcomes in lists that are worth a write to the disk: of WRITE_ROWS rows, or of WRITE_SECONDS."""
-    part: list[tuple[Row, Outcome]] = []
+    part: list[Found] = []
     since = time.monotonic()
     for each in outcomes:
         part.append(each)

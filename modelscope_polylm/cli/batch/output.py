@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from modelscope_polylm.cli.batch.records import RecordFormat
+from modelscope_polylm.cli.batch.records import RecordFormat, StoredRecords
 from modelscope_polylm.errors import OptionError, PolyLMError
-from modelscope_polylm.files import lock, write_atomically
+from modelscope_polylm.files import lock, read_own_json, write_atomically
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
@@ -29,6 +29,22 @@ Settings = dict[str, Any]
 def is_stream(path: Path) -> bool:
     """Whether the output is stdout, a pipe or a device: a run that writes there cannot be continued."""
     return str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def check_output(path: Path, source: Path, overwrite: bool) -> None:
+    """Raise OptionError for an output that cannot be written, is the input, or is of no run that could go on."""
+    if is_stream(path):
+        return
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder: name a file.")
+    if not path.parent.is_dir():
+        raise OptionError(f"The folder {path.parent} does not exist: create it, or choose another output.")
+    if not path.exists():
+        return
+    if source.exists() and path.samefile(source):
+        raise OptionError(f"{path} is the input: choose another output.")
+    if path.stat().st_size and not settings_file(path).exists() and not overwrite:
+        raise OptionError(f"{path} exists and is of no earlier run: choose another output, or pass --overwrite.")
 
 
 class OutputStream:
@@ -65,7 +81,7 @@ class OutputFile:
         failed: how many of them hold an error.
     """
 
-    def __init__(self, path: Path, format: RecordFormat, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, format: StoredRecords, overwrite: bool = False) -> None:
         """Open or create it; cut off a last record that is not complete.
 
         Raises:
@@ -206,11 +222,8 @@ def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 
 def _read(file: Path, output: Path) -> Settings:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        settings = None
-    if not isinstance(settings, dict):
+    settings = read_own_json(file)
+    if settings is None:
         raise OptionError(f"{output} exists, but {file.name}, which says how it was made, does not: {ADVICE}")
     return settings
 

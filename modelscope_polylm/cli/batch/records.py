@@ -30,15 +30,12 @@ LINE_END = "\r\n"
 """Of tables, as RFC 4180 has it; csv then also quotes fields that hold one of the two characters."""
 
 
-class RecordFormat(Protocol):
-    """How the outcome of a row is written."""
+class StoredRecords(Protocol):
+    """How the records of a file are told apart."""
 
     @property
     def header(self) -> bytes:
         """What a file begins with."""
-
-    def record(self, row: Row, outcome: Outcome) -> bytes:
-        """The record of a row, with its line end."""
 
     def records(self, file: BinaryIO) -> Iterator[bytes]:
         """The records of a file after its header; the last one may be incomplete, and then has no line end."""
@@ -48,6 +45,13 @@ class RecordFormat(Protocol):
 
     def is_error(self, record: bytes) -> bool:
         """Whether a record holds an error."""
+
+
+class RecordFormat(StoredRecords, Protocol):
+    """How the outcome of a row is written."""
+
+    def record(self, row: Row, outcome: Outcome) -> bytes:
+        """The record of a row, with its line end."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import Annotated
 import typer
 
 from modelscope_polylm.errors import OptionError, suggestion
-from modelscope_polylm.terminal.flags import DeviceFlag, DtypeFlag, JsonFlag, RevisionFlag, complete_model
+from modelscope_polylm.terminal.flags import (
+    CacheDtypeFlag,
+    DeviceFlag,
+    DtypeFlag,
+    JsonFlag,
+    RevisionFlag,
+    complete_model,
+)
 from modelscope_polylm.terminal.output import write
 
 DEFAULT_SHAPE = "13b"
@@ -43,6 +50,11 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls after a warm-up call.")] = 3,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(help="int8, fp8, int4 or none: measure polylm so. May be repeated; none if none is given."),
+    ] = None,
+    kv_cache_dtype: CacheDtypeFlag = None,
     out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw time against context and speed against rows: a .png, .svg or .pdf file.")
@@ -61,6 +73,7 @@ def bench(
     from modelscope_polylm.cli.bench import run
     from modelscope_polylm.cli.bench.report import draw_files
     from modelscope_polylm.cli.bench.workloads import SHAPES, WORKLOADS
+    from modelscope_polylm.network.quantization import QUANTIZATIONS
     from modelscope_polylm.snapshot import open_snapshot
     from modelscope_polylm.terminal.models import find_model
 
@@ -71,6 +84,8 @@ def bench(
         return
     if model is not None and shape is not None:
         raise OptionError("--model has weights of its own, and --shape draws random ones: name one of them.")
+    for each in quantization or ():
+        _check("quantization", each, ("none", *QUANTIZATIONS))
     _check("shape", shape or DEFAULT_SHAPE, SHAPES)
     for engine in engines or ():
         _check("engines", engine, run.ENGINES)
@@ -85,7 +100,10 @@ def bench(
     name = model or shape or DEFAULT_SHAPE
     wanted = engines or tuple(run.ENGINES)
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        report = run.bench(name, str(target), precision, wanted, workloads, repeats, out, plot, snapshot)
+        report = run.bench(
+            name, str(target), precision, wanted, workloads, repeats, out, plot, snapshot, quantization or (),
+            kv_cache_dtype,
+        )  # fmt: skip
     if as_json:
         write(f"{report.json()}\n")
 

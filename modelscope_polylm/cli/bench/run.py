@@ -7,14 +7,20 @@ import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from modelscope_polylm.backends.placement import free_bytes
-from modelscope_polylm.cli.bench.engines import BenchEngine, PolyLMEngine, TransformersEngine, release_memory
-from modelscope_polylm.cli.bench.other_engines import CTranslate2Engine, VllmEngine
+from modelscope_polylm.cli.bench.engines import (
+    BenchEngine,
+    CTranslate2Engine,
+    PolyLMEngine,
+    TransformersEngine,
+    VllmEngine,
+    release_memory,
+)
 from modelscope_polylm.cli.bench.report import Measurement, Report, check_plot, draw
 from modelscope_polylm.cli.bench.workloads import (
     CONTEXT_UNIT,
@@ -27,9 +33,10 @@ from modelscope_polylm.cli.bench.workloads import (
 from modelscope_polylm.errors import DeviceError, OptionError
 from modelscope_polylm.network.config import PolyLMConfig
 from modelscope_polylm.network.kernels.lm_head import lm_head_topk
+from modelscope_polylm.network.weights import weight_bytes
 from modelscope_polylm.snapshot import Snapshot
 
-ENGINES: dict[str, Callable[[Snapshot, torch.device, torch.dtype], BenchEngine]] = {
+ENGINES: dict[str, Callable[..., BenchEngine]] = {
     "polylm": PolyLMEngine,
     "transformers": functools.partial(TransformersEngine, static_cache=False),
     "transformers-static": functools.partial(TransformersEngine, static_cache=True),
@@ -51,6 +58,8 @@ def bench(
     out: Path | None = None,
     plot: Path | None = None,
     snapshot: Snapshot | None = None,
+    quantizations: Sequence[str] = (),
+    kv_cache_dtype: str | None = None,
 ) -> Report:
     """Measure every engine on every workload; one that fails is reported and the rest goes on.
 
@@ -63,6 +72,8 @@ def bench(
         out: a JSON file for all figures, written anew after each of them.
         plot: a picture of the two diagrams, drawn at the end.
         snapshot: has the sizes and weights; None draws random ones in `shape`.
+        quantizations: the engine `polylm` is measured with each of these in turn; 'none' keeps all bits of the weights.
+        kv_cache_dtype: of the engine `polylm`.
 
     Raises:
         OptionError: the picture cannot be written, no workload is a point of a diagram, or none fits into the context.
@@ -76,25 +87,39 @@ def bench(
         check_plot(plot)
         if not any(workload.unit in (CONTEXT_UNIT, ROWS_UNIT) for workload in workloads):
             raise OptionError("None of the chosen works is a point of a plot: choose others, or leave out --plot.")
-    check_memory(shape, model.config, workloads, precision, free_bytes(target))
-    limit = model.config.parameters * precision.itemsize / read_bandwidth(target)
+    kinds = {None if each == "none" else each for each in quantizations} if set(engines) == {"polylm"} else {None}
+    check_memory(shape, model.config, workloads, precision, free_bytes(target), kinds or {None})
+    bandwidth = read_bandwidth(target)
+    limit = model.config.parameters * precision.itemsize / bandwidth
     if target.type == "cpu":
         seconds = least_seconds(model.config, workloads, limit, compute_rate(target, precision))
         _announce(seconds, len(engines), len(workloads), 1 + repeats)
     report = Report(shape, dtype, _device_name(target), torch.__version__, limit * 1e3)
     print(f"{shape} {dtype} on {report.device}, torch {report.torch}: weights are read in {limit * 1e3:.2f} ms")
-    for name in engines:
+    for make in _makers(engines, quantizations, kv_cache_dtype):
         release_memory()
-        engine = ENGINES[name](model, target, precision)
+        engine = make(model, target, precision)
+        read = weight_bytes(model.config, precision.itemsize, engine.quantization) / bandwidth
         for measurement in _measurements(engine, workloads, repeats):
             report.results.append(measurement)
-            print(_line(measurement, limit * 1e3), flush=True)
+            print(_line(measurement, read * 1e3), flush=True)
             if out is not None:
                 out.write_text(report.json(), encoding="utf-8")
         del engine
     if plot is not None:
         draw(report, plot)
     return report
+
+
+def _makers(
+    engines: Sequence[str], quantizations: Sequence[str], kv_cache_dtype: str | None
+) -> Iterator[Callable[..., BenchEngine]]:
+    """What makes each engine of a snapshot, a device and a dtype."""
+    cache = {"kv_cache_dtype": kv_cache_dtype} if kv_cache_dtype else {}
+    for name in engines:
+        for quantization in (quantizations or ("none",)) if name == "polylm" else ("none",):
+            bits = {} if quantization == "none" else {"quantization": quantization}
+            yield functools.partial(ENGINES[name], **bits, **cache) if name == "polylm" else ENGINES[name]
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -140,17 +165,24 @@ def compute_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def check_memory(
-    shape: str, config: PolyLMConfig, workloads: Sequence[Workload], dtype: torch.dtype, free: float
+    shape: str,
+    config: PolyLMConfig,
+    workloads: Sequence[Workload],
+    dtype: torch.dtype,
+    free: float,
+    quantizations: Collection[str | None] = (None,),
 ) -> None:
     """Raise DeviceError unless the weights and the largest KV cache fit into the free bytes."""
     positions = max(each.sequences * (each.prompt + each.new) for each in workloads)
     cache = 2 * config.layers * config.hidden_size * positions
-    needed = (config.parameters + cache) * dtype.itemsize
+    weights = max(weight_bytes(config, dtype.itemsize, each) for each in quantizations)
+    needed = weights + cache * dtype.itemsize
     if needed > free:
         name = f"{shape} in {str(dtype).removeprefix('torch.')}"
         raise DeviceError(
             f"{name} needs {needed / 1e9:.1f} GB for weights and KV cache, and {free / 1e9:.1f} GB are free: choose a "
-            f"smaller --shape ({', '.join(SHAPES)}), another --dtype, or --works with fewer rows."
+            f"smaller --shape ({', '.join(SHAPES)}), another --dtype, --engines polylm --quantization int4, or --works "
+            "with fewer rows."
         )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from modelscope_polylm.network.config import PolyLMConfig
-from modelscope_polylm.network.weights import WeightFiles, declared_shapes
+from modelscope_polylm.network.quantization import Weight, quantize
+from modelscope_polylm.network.weights import Change, WeightFiles, declared_shapes, format_of
 from modelscope_polylm.snapshot import Snapshot
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
@@ -90,10 +91,28 @@ class RandomWeights(WeightFiles):
 
     def load(self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Name to tensor, in the shapes of `declared_shapes`."""
-        return {
-            name: torch.empty(shape, device=device, dtype=dtype).normal_(0, 0.02)
-            for name, shape in declared_shapes(config).items()
-        }
+        return dict(self._drawn(config, device, dtype))
+
+    def load_quantized(
+        self,
+        config: PolyLMConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: str,
+        change: Change | None = None,
+    ) -> dict[str, Weight]:
+        """The same tensors, each quantised after it was drawn."""
+        weights: dict[str, Weight] = {}
+        for name, tensor in self._drawn(config, device, dtype):
+            chosen = format_of(name, quantization)
+            weights[name] = quantize(tensor, chosen, dtype) if chosen else tensor
+        return weights
+
+    def _drawn(
+        self, config: PolyLMConfig, device: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, shape in declared_shapes(config).items():
+            yield name, torch.empty(shape, device=device, dtype=dtype).normal_(0, 0.02)
 
 
 class SizeOnlyTokenizer:

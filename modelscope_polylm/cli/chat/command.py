@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelscope_polylm.cli.chat.commands import is_command, run_command
-from modelscope_polylm.cli.chat.prompt import line_reader, message_reader
+from modelscope_polylm.cli.chat.commands import ALIASES, COMMANDS, is_command, run_command
 from modelscope_polylm.conversation import Conversation, TurnStats
-from modelscope_polylm.errors import PolyLMError
+from modelscope_polylm.errors import DependencyError, InputError, PolyLMError
+from modelscope_polylm.files import decode_text
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     BackendFlag,
+    CacheDtypeFlag,
     DeviceFlag,
     DtypeFlag,
     ModelFlag,
+    QuantizationFlag,
     ReleaseFlag,
     RevisionFlag,
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model
-from modelscope_polylm.terminal.output import console, is_terminal, printable, write
+from modelscope_polylm.terminal.output import console, is_terminal, printable, write, write_error
 from modelscope_polylm.text.prompts import known_format
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
+
 
 Note = Callable[[str], None]
 """Tells the person something that is not part of the conversation."""
@@ -40,6 +49,8 @@ def chat(
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     backend: BackendFlag = "native",
+    quantization: QuantizationFlag = None,
+    kv_cache_dtype: CacheDtypeFlag = None,
     system: Annotated[
         str, typer.Option(help="Text before the first message; PolyLM was not trained with system messages.")
     ] = "",
@@ -57,9 +68,8 @@ def chat(
     """
 
     def begin() -> Conversation:
-        return Conversation(
-            load_model(model, revision, device, dtype, backend, release, adapter), options, system=system
-        )
+        generator = load_model(model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype)
+        return Conversation(generator, options, system=system)
 
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         run_chat(begin(), line_reader(), lambda text: None, interactive=False)
@@ -149,3 +159,84 @@ def stats_line(stats: TurnStats) -> str:
     if stats.turns_left_out:
         parts.append(f"the oldest {stats.turns_left_out} turns no longer fit and were left out")
     return "; ".join(parts)
+
+
+def history_file() -> Path:
+    """Where messages typed in earlier chats are kept: in $XDG_STATE_HOME, by default ~/.local/state."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "polylm" / "chat_history"
+
+
+def message_reader(keep_history: bool) -> Callable[[], str]:
+    """Read a message at a time from the terminal; EOFError at Ctrl-D. Raises DependencyError."""
+    try:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+    except ImportError as error:
+        raise DependencyError("`polylm chat` needs prompt_toolkit: pip install prompt_toolkit.") from error
+    session: Any = PromptSession(
+        "> ",
+        multiline=True,
+        prompt_continuation=lambda *_: "  ",
+        key_bindings=_keys(),
+        history=_history(history_file() if keep_history else None),
+        completer=WordCompleter([f"/{name}" for name in (*COMMANDS, *ALIASES)], sentence=True),
+        complete_while_typing=False,
+    )
+
+    def read() -> str:
+        try:
+            return str(session.prompt())
+        except KeyboardInterrupt:
+            write_error("Ctrl-D or /quit ends the chat.")
+            return ""
+
+    return read
+
+
+def line_reader() -> Callable[[], str]:
+    """Read a line at a time from a stdin that is no terminal; EOFError at its end, InputError if it is not UTF-8."""
+
+    def read() -> str:
+        line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+        if not line:
+            raise EOFError
+        try:
+            return decode_text(line).rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start} of a line).") from error
+
+    return read
+
+
+def _keys() -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    # what is typed before the prompt is there has line feeds (Ctrl-J) for Enter
+    @keys.add("enter")
+    @keys.add("c-j")
+    def _(event: Any) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    @keys.add("escape", "c-j")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _history(file: Path | None) -> History:
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    if file is None:
+        return InMemoryHistory()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        write_error(f"{file} cannot be written ({error.strerror}): this chat is not kept in the history.")
+        return InMemoryHistory()
+    return FileHistory(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,9 @@ def run_command(conversation: Conversation, line: str) -> CommandResult:
         OptionError: a setting that cannot be.
     """
     name, _, argument = line.strip().partition(" ")
-    command = COMMANDS.get(name[1:])
+    command = COMMANDS.get(ALIASES.get(name[1:], name[1:]))
     if command is None:
-        nearest = nearest_name(name[1:], COMMANDS)
+        nearest = nearest_name(name[1:], [*COMMANDS, *ALIASES])
         hint = f"did you mean /{nearest}?" if nearest else "/help lists the commands."
         raise InputError(f"Unknown command {name}: {hint} A message that begins with a slash needs two.")
     return command(conversation, argument.strip())
@@ -70,8 +71,14 @@ def _clear(conversation: Conversation, argument: str) -> CommandResult:
 
 
 def _undo(conversation: Conversation, argument: str) -> CommandResult:
-    """/undo: take the last question and its answer back."""
-    return CommandResult(f"Taken back: {_shortened(conversation.undo())}")
+    """/undo: take the last question and its answer back; /undo 2 takes back two."""
+    count, turns = argument or "1", len(conversation.messages) // 2
+    if not count.isdecimal() or int(count) < 1:
+        raise InputError(f"/undo {argument} cannot be read: write how many questions to take back, as in /undo 2.")
+    if 0 < turns < int(count):
+        raise InputError(f"/undo {argument}: there are {turns} questions. /clear begins a new conversation.")
+    questions = [_shortened(conversation.undo()) for _ in range(int(count))]
+    return CommandResult("\n".join(f"Taken back: {question}" for question in questions))
 
 
 def _retry(conversation: Conversation, argument: str) -> CommandResult:
@@ -122,7 +129,7 @@ def _help(conversation: Conversation, argument: str) -> CommandResult:
 
 
 def _quit(conversation: Conversation, argument: str) -> CommandResult:
-    """/quit: end the chat."""
+    """/quit: end the chat, as /exit and /bye do."""
     return CommandResult(ends=True)
 
 
@@ -137,12 +144,16 @@ COMMANDS: dict[str, Command] = {
     "help": _help,
     "quit": _quit,
 }
+ALIASES = {"exit": "quit", "bye": "quit"}
 
 
 def _file(argument: str) -> Path:
     if not argument:
         raise InputError("Which file? As in /save talk.json or /load talk.json.")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{argument}: there is no such user, whose home folder it would be in.") from error
 
 
 def _settings(conversation: Conversation) -> str:
@@ -169,12 +180,24 @@ def save(conversation: Conversation, file: Path) -> None:
         "settings": conversation.settings,
         "messages": conversation.messages,
     }
-    if file.exists():
+    if os.path.isfile(file):  # Path.is_file raises where a name is too long
         _read(file)
     try:
         write_atomically(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"Nothing was saved: {_obstacle(file, error)}") from error
+
+
+def _obstacle(file: Path, error: OSError | ValueError) -> str:
+    """Why a file cannot be written, and what to do."""
+    if os.path.isdir(file):
+        return f"{file} is a folder. Add a name, as in /save {file / 'talk.json'}."
+    if isinstance(error, FileNotFoundError):
+        return f"there is no folder {file.parent}. Make it first, or choose another one."
+    if isinstance(error, PermissionError):
+        return f"you may not write into the folder {file.parent}. Choose another one, as in /save ~/talk.json."
+    reason = error.strerror if isinstance(error, OSError) else error
+    return f"{file!s:.200} cannot be written ({reason}). Choose another file."
 
 
 def load(conversation: Conversation, file: Path) -> None:
@@ -203,9 +226,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(decode_text(file.read_bytes()))
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+        raise InputError(f"{file} cannot be read: {error.strerror}. Which saved chat is meant?") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no saved chat: choose another name.") from error
+        raise InputError(f"{file} is no saved chat, and stays as it is: choose another name.") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise InputError(f"{file} is no saved chat: choose another name.")
+        raise InputError(f"{file} is no saved chat, and stays as it is: choose another name.")
     return content

@@ -155,7 +155,7 @@ def test_check_before_the_model_is_loaded(source: Path, tmp_path: Path) -> None:
         (tmp_path, "is a folder"),
         (tmp_path / "nowhere" / "out", "does not exist"),
         (source, "is the input"),
-        (notes, "is of no batch"),
+        (notes, "is of no earlier run"),
     ):
         with pytest.raises(OptionError, match=reason):
             job(source, out).check()

@@ -48,8 +48,8 @@ def read(folder: Path, name: str, content: bytes, encoding: str = "utf-8", **kno
         ("a.json", b'{\n"text": "a"}\n{\n"text": "b"}', [{"text": "a"}, {"text": "b"}]),
         ("a.json", b'[\n{"role": "user", "content": "a"}]', [[{"role": "user", "content": "a"}]]),
         ("a.json", b"[]", []),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n'), [{"text": "a"}]),
-        ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), [{"text": "a"}]),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0), [{"text": "a"}]),
+        ("a.jsonl", gzip.compress(b'{"text": "a"}\n', mtime=0), [{"text": "a"}]),
     ],
 )
 def test_values(tmp_path: Path, name: str, content: bytes, values: list[Any] | None) -> None:

@@ -60,7 +60,18 @@ def test_set(conversation: Conversation, line: str, name: str, value: object) ->
         ("/save", "Which file?"),
         ("/load", "Which file?"),
         ("/load /nowhere/chat.json", "cannot be read: No such file"),
-        ("/save /nowhere/chat.json", "cannot be written: No such file"),
+        ("/load a\0b", "is no saved chat"),
+        ("/save /nowhere/chat.json", "Nothing was saved: there is no folder /nowhere. Make it first"),
+        ("/save /", "Nothing was saved: / is a folder. Add a name, as in /save /talk.json."),
+        ("/save /proc/chat.json", "Nothing was saved"),
+        ("/save /etc/hosts/chat.json", "cannot be written (Not a directory)"),
+        (f"/save {'x' * 300}", "cannot be written (File name too long)"),
+        ("/save a\0b", "cannot be written (embedded null byte)"),
+        ("/save ~nobody-of-this-name/chat.json", "there is no such user"),
+        ("/undo two", "write how many questions"),
+        ("/undo 0", "write how many questions"),
+        ("/undo -1", "write how many questions"),
+        ("/exti", "did you mean /exit?"),
     ],
 )
 def test_refusals(conversation: Conversation, line: str, reason: str) -> None:
@@ -92,7 +103,29 @@ def test_turns(conversation: Conversation) -> None:
     assert run_command(conversation, "/retry").message == ""
     assert run_command(conversation, "/undo").message.startswith("Taken back: Beijing is the capital")
     assert run_command(conversation, "/clear").message
-    assert run_command(conversation, "/quit").ends
+
+
+@pytest.mark.parametrize("line", ["/quit", "/exit", "/bye", " /bye "])
+def test_the_end(conversation: Conversation, line: str) -> None:
+    assert run_command(conversation, line).ends
+
+
+def test_several_turns_are_taken_back(conversation: Conversation) -> None:
+    for question in (FRENCH, GERMAN, "One", "Two"):
+        ask(conversation, question)
+    assert run_command(conversation, "/undo 2").message == "Taken back: Two\nTaken back: One"
+    with pytest.raises(InputError, match="there are 2 questions"):
+        run_command(conversation, "/undo 3")
+    assert [message["content"] for message in conversation.messages[::2]] == [FRENCH, GERMAN]
+
+
+def test_save_where_one_may_not(conversation: Conversation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")  # root may write everywhere
+
+    monkeypatch.setattr("modelscope_polylm.cli.chat.commands.write_atomically", refuse)
+    with pytest.raises(InputError, match=f"you may not write into the folder {tmp_path}"):
+        run_command(conversation, f"/save {tmp_path / 'chat.json'}")
 
 
 def test_save_and_load(conversation: Conversation, tiny: TextGenerator, tmp_path: Path) -> None:
