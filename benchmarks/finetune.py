@@ -8,6 +8,7 @@ learnt. Prints tokens/s, the most memory and the first loss, and writes them to 
     python -m benchmarks.finetune --shape 13b --rows 1 4 8
     python -m benchmarks.finetune --shape 1.7b --method full --rows 1 8
     python -m benchmarks.finetune --shape 13b --rows 8 --engines polylm --residual weights --profile
+    python -m benchmarks.finetune --shape 13b --rows 1 --engines polylm --quantization int4
     python -m benchmarks.finetune --shape small --rows 2 --steps 3        # tries the benchmark itself, on a CPU
 """
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--residual", choices=("float32", "weights"), default="float32")
+    parser.add_argument("--quantization", choices=("int8", "int4"), help="of the frozen weights; leave out plain")
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     arguments = parser.parse_args()
     results = []
@@ -78,11 +80,13 @@ def measure(engine: str, rows: int, arguments: dict[str, Any]) -> Iterator[dict[
             "length": LENGTH,
             "checkpointing": True,
             "residual": arguments["residual"],
+            "quantization": arguments["quantization"],
             "log_every": 1,
             "save_every": 10**6,
         }
     ).for_model(SHAPES[arguments["shape"]]["n_embd"], LENGTH, small=False)
     facts = {"engine": engine, "shape": arguments["shape"], "method": options.method, "rows": rows, "device": card}
+    facts |= {"quantization": options.quantization}
     data = Rows(engine == "packed", SHAPES[arguments["shape"]]["vocab_size"], rows * arguments["steps"])
     with tempfile.TemporaryDirectory() as folder:
         make = plain_trainer if engine == "plain" else own_trainer

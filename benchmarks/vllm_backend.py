@@ -32,8 +32,7 @@ from modelscope_polylm.backends import create_backend
 from modelscope_polylm.backends.placement import choose_device, choose_dtype
 from modelscope_polylm.backends.vllm.engine import SPAWN, import_vllm, installed_version
 from modelscope_polylm.backends.vllm.options import check_device, fixed_arguments
-from modelscope_polylm.cli.bench.engines import fixed_length
-from modelscope_polylm.cli.bench.other_engines import write_config
+from modelscope_polylm.cli.bench.engines import fixed_length, write_config
 from modelscope_polylm.cli.bench.workloads import SHAPES, random_snapshot
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 

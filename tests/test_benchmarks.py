@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import kernels, loading, ragged, serving_costs, vllm_backend
+from benchmarks import kernels, loading, ragged, serving_costs, translation, vllm_backend
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.serving_costs import PAGE, bytes_per_token, cost_lines, price_of, result_files, sizing_lines, speeds
 from benchmarks.snapshot_files import check_space, planned_shards, stored_bytes, write_snapshot
@@ -124,8 +124,8 @@ class TestRagged:
 
     def test_figures_of_both_searches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ragged, "lengths", lambda count: [(3, 2 + number) for number in range(count)])
-        setting = ragged.Setting("small", "cpu", "float32", requests=4, beam_requests=2, at_once=None, repeats=2)
-        found = list(ragged.measured("polylm", setting))
+        setting = ragged.Setting("small", "cpu", "float32", 4, 2, 3, at_once=None, repeats=2, quantization="int8")
+        *found, first, second = ragged.measured("polylm", setting)
         assert [(each["work"], each["tokens"]) for each in found] == [
             *[("greedy, 4 requests", 14)] * 2,
             *[("4 beams, 2 requests", 5)] * 2,
@@ -133,10 +133,29 @@ class TestRagged:
         for result in found:
             assert result["value"] == pytest.approx(result["tokens"] / result["seconds"])
             assert f"{result['tokens']} tokens in" in ragged.line(result)
+        for result in (first, second):
+            assert (result["work"], result["engine"]) == ("prefix, 3 requests", "polylm int8")
+            assert result["value"] == pytest.approx(result["seconds"] / result["first_seconds"])
+            assert "ms, the others" in ragged.line(result)
+
+
+class TestTranslation:
+    def test_three_ways(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["translation", "--lines", "6", "--alone", "2", "--repeats", "1"])
+        translation.main()
+        speeds = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+        assert list(speeds) == ["document", "one at a time", "engine alone"]
+        assert all(float(text.split()[0]) > 0 for text in speeds.values())
+
+    def test_sentences_differ(self) -> None:
+        assert len(set(translation.sentences(1024))) == 1024
+        with pytest.raises(SystemExit, match="1024 sentences"):
+            translation.sentences(1025)
 
 
 class TestKernels:
     @pytest.mark.skipif(not triton_available(), reason="triton is not installed")
+    @pytest.mark.slow
     def test_every_kernel_is_right_under_the_interpreter(self, tmp_path: Path) -> None:
         out = tmp_path / "kernels.json"
         command = [sys.executable, "-m", "benchmarks.kernels", "--interpret", "--rows", "4", "--out", str(out)]
