@@ -41,7 +41,8 @@ def isolated_environment(
 ) -> None:
     """Every test has its own empty ModelScope cache, and no hub unless it uses the fixture `hub`."""
     folder = tmp_path_factory.mktemp("modelscope")
-    for name in ("MODELSCOPE_DOMAIN", "MODELSCOPE_API_TOKEN", "XDG_CACHE_HOME"):
+    # the last one is set for whole processes by commands that run here
+    for name in ("MODELSCOPE_DOMAIN", "MODELSCOPE_API_TOKEN", "XDG_CACHE_HOME", "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))

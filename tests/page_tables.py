@@ -10,26 +10,46 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from modelscope_polylm import errors
+from modelscope_polylm.backends.placement import PROCESS_BYTES
 from modelscope_polylm.cli.bench.workloads import shape_config
+from modelscope_polylm.cli.info import ITEM_BYTES, model_facts
+from modelscope_polylm.evaluation.task_data import task_groups
 from modelscope_polylm.generation.options import TRANSFORMERS_ONLY, option_fields
 from modelscope_polylm.network.config import PolyLMConfig
+from modelscope_polylm.network.kv_cache import bytes_per_slot
+from modelscope_polylm.network.weights import weight_bytes
 from modelscope_polylm.releases import RELEASES
+from modelscope_polylm.self_instruct.options import self_instruct_fields
+from modelscope_polylm.terminal.flags import FIELDS
+from modelscope_polylm.terminal.models import readable_bytes
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.training.options import TrainingOptions, training_fields
 from modelscope_polylm.training.plan import adapter_parameters, memory_needed
 from modelscope_polylm.training.sources import SOURCES
+from tests.network.weight_errors import weight_errors
 from tests.test_imports import FLOORS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TRANSLATED = {"README.zh-CN.md": "README.md", "docs/fine-tuning.zh-CN.md": "docs/fine-tuning.md"}
+TRANSLATED = {
+    "README.zh-CN.md": "README.md",
+    "docs/errors-and-faq.zh-CN.md": "docs/errors-and-faq.md",
+    "docs/evaluation.zh-CN.md": "docs/evaluation.md",
+    "docs/fine-tuning.zh-CN.md": "docs/fine-tuning.md",
+    "docs/quickstart.zh-CN.md": "docs/quickstart.md",
+    "docs/self-instruct.zh-CN.md": "docs/self-instruct.md",
+    "docs/translation.zh-CN.md": "docs/translation.md",
+}
 CHINESE = [*TRANSLATED, "docs/reference.zh-CN.md"]
-PAGES = ["README.md", *TRANSLATED, *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "README.zh-CN.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 PAGES_WITH_TABLES = [*PAGES, "benchmarks/RESULTS.md"]
 MARKED = re.compile(r"<!-- (?P<name>[\w-]+): begin -->\n(?P<table>.*?)<!-- (?P=name): end -->", re.DOTALL)
 SPEED_RUN = ("2026-11-25-h100-13b", ["decode", "transformers-decode", "vllm-decode"])
@@ -44,6 +64,9 @@ SPEED_ENGINES = {"PolyLM": "polylm", "vLLM": "vllm", "transformers": "transforme
 CARDS = (24, 40, 80, 141)
 """GB of GPUs."""
 SERVING = ["clients", "answers", "wrong or failed", "429", "tokens/s", "first text p50, p95", "answer p50, p95", "MB"]
+
+
+GENERATION_FLAGS = set(FIELDS)
 
 
 class Table(NamedTuple):
@@ -132,7 +155,8 @@ def help_text(command: str) -> str:
 
 def flags_table(command: str) -> Table:
     """A command's arguments and options except the generation options, which have a table of their own."""
-    options = {field.name for field in option_fields()}
+    names = {parameter.name for parameter in commands()[command].params}
+    options = GENERATION_FLAGS if names > GENERATION_FLAGS else set()
     rows = [
         [code(parameter.metavar or ", ".join(parameter.opts)), default_of(parameter), parameter.help or ""]
         for parameter in commands()[command].params
@@ -190,6 +214,19 @@ def releases_table() -> Table:
     return Table(["short name", "ModelScope id", "revision", "kind", "prompt format"], rows)
 
 
+def needs_table() -> Table:
+    """What `polylm info` says that each release needs; releases of one size share a row."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in RELEASES:
+        facts = model_facts(name, None, [])
+        sizes = [facts["download_bytes"], *(facts["needed_bytes"][dtype] for dtype in ITEM_BYTES)]
+        groups.setdefault(tuple(readable_bytes(size) if size else "none" for size in sizes), []).append(code(name))
+    columns = [f"memory, {dtype}" for dtype in ITEM_BYTES]
+    return Table(
+        ["release", "download", *columns], [[", ".join(names), *sizes] for sizes, names in groups.items()], translated=0
+    )
+
+
 def settings_table() -> Table:
     rows = [
         [code(release.name), code(", ".join(f"{name}={value!r}" for name, value in release.generation.items()))]
@@ -234,6 +271,15 @@ def vllm_options_table() -> Table:
 
 def training_options_table() -> Table:
     """Options of `polylm finetune` and of ModelScope's trainer."""
+    return declared_options_table(training_fields())
+
+
+def self_instruct_options_table() -> Table:
+    """Options of `polylm self-instruct`."""
+    return declared_options_table(self_instruct_fields())
+
+
+def declared_options_table(fields: Iterable[Field[Any]]) -> Table:
     rows = [
         [
             code(field.name),
@@ -241,7 +287,7 @@ def training_options_table() -> Table:
             allowed(field.metadata),
             field.metadata["help"],
         ]
-        for field in training_fields()
+        for field in fields
     ]
     return Table(["option", "default", "allowed", "meaning"], rows)
 
@@ -251,19 +297,51 @@ def training_memory_table() -> Table:
     rows = []
     for shape in ("1.7b", "13b"):
         config = shape_config(shape)
-        for method, dtype, bytes_each in (("lora", "bf16", 2), ("full", "fp32", 4)):
-            needed = [sum(run_memory(config, method, bytes_each, rows_at_once).values()) for rows_at_once in (1, 8)]
+        for method, dtype, bytes_each in (
+            ("lora", "bf16", 2),
+            ("lora", "int8", 2),
+            ("lora", "int4", 2),
+            ("full", "fp32", 4),
+        ):
+            needed = [
+                sum(run_memory(config, method, dtype, bytes_each, rows_at_once).values()) for rows_at_once in (1, 8)
+            ]
             fitting = [str(card) for card in CARDS if needed[0] < card * 1e9]
             cards = ", ".join(fitting) or "several, by FSDP"
             rows.append([shape.upper(), method, dtype, *(f"{size / 1e9:.0f}" for size in needed), cards])
     return Table(["model", "method", "weights", "1 row", "8 rows", "cards"], rows, translated=0)
 
 
-def run_memory(config: PolyLMConfig, method: str, weight_bytes: int, rows: int) -> dict[str, int]:
-    options = TrainingOptions.from_dict({"method": method, "device_rows": rows})
+def run_memory(config: PolyLMConfig, method: str, weights: str, weight_bytes: int, rows: int) -> dict[str, int]:
+    quantization = weights if weights in ("int8", "int4") else None
+    options = TrainingOptions.from_dict({"method": method, "device_rows": rows, "quantization": quantization})
     complete = options.for_model(config.hidden_size, config.max_positions, small=False)
     trained = config.parameters if method == "full" else adapter_parameters(config, complete.lora_rank)
     return memory_needed(config, complete, trained, weight_bytes)
+
+
+def card_fits_table() -> Table:
+    """Tokens of a bfloat16 cache that fit next to the weights on cards of all sizes."""
+    shapes = {"13B": shape_config("13b"), "1.7B": shape_config("1.7b")}
+    kinds = (None, "int8", "int4")
+    rows = [
+        [f"{card} GB", *(cache_tokens(config, card, kind) for config in shapes.values() for kind in kinds)]
+        for card in (8, 12, 16, *CARDS)
+    ]
+    header = [f"{shape}, {kind or 'bfloat16'}" for shape in shapes for kind in kinds]
+    return Table(["card", *header], rows, translated=0)
+
+
+def cache_tokens(config: PolyLMConfig, card: int, quantization: str | None) -> str:
+    left = card * 1e9 - PROCESS_BYTES - weight_bytes(config, 2, quantization)
+    tokens = int(left // bytes_per_slot(config, torch.bfloat16))
+    return f"{tokens:,} tokens" if tokens > 0 else "no"
+
+
+def weight_errors_table() -> Table:
+    found = weight_errors()
+    rows = [[code(name), *(f"{error:.1%}" for error in errors.values())] for name, errors in found.items()]
+    return Table(["format", *next(iter(found.values()))], rows, translated=0)
 
 
 def sources_table() -> Table:
@@ -284,15 +362,29 @@ def sources_table() -> Table:
     )
 
 
+def evaluation_tasks_table() -> Table:
+    rows = []
+    for group in task_groups().values():
+        words = next(iter(group.words.values())) | {"language": group.languages[0]}
+        files = [code(file.format(**words)) for file in (group.files[0], *group.examples[:1])]
+        languages = ", ".join([*group.languages, *group.other_languages])
+        rows.append([code(group.name), group.metric, languages, ", ".join(files), group.source.format(**words)])
+    return Table(["task", "score", "languages", "files, such as", "from"], rows, translated=0)
+
+
 TABLES: dict[str, Callable[[], Table]] = {
+    "card_fits": card_fits_table,
     "commands": commands_table,
     "errors": errors_table,
+    "evaluation_tasks": evaluation_tasks_table,
     "formats": formats_table,
     "layers": layers_table,
+    "needs": needs_table,
     "option_values": option_values_table,
     "options": options_table,
     "releases": releases_table,
     "serving": serving_table,
+    "self_instruct_options": self_instruct_options_table,
     "settings": settings_table,
     "sources": sources_table,
     "speed": speed_table,
@@ -300,6 +392,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "training_options": training_options_table,
     "transformers_options": transformers_options_table,
     "vllm_options": vllm_options_table,
+    "weight_errors": weight_errors_table,
     "works": works_table,
     **{f"flags_{name}": functools.partial(flags_table, name) for name in commands()},
 }

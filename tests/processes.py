@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import resource
 import select
 import struct
 import subprocess
@@ -33,6 +34,12 @@ def run_polylm(*arguments: str, **options: Any) -> subprocess.CompletedProcess[s
     """Run `polylm` with pipes to its end."""
     settings = {"capture_output": True, "text": True, "timeout": 240, "env": environment(), **options}
     return subprocess.run([*POLYLM, *arguments], check=False, **settings)
+
+
+def ended_seconds() -> float:
+    """Processor time of all processes that this one started and that have ended; the wall clock measures other work."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class Terminal:

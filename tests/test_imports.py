@@ -29,7 +29,8 @@ FLOORS = (
     ("inputs",),
     ("generator",),
     ("training",),
-    ("conversation", "openai_requests"),
+    ("conversation", "openai_requests", "translation"),
+    ("self_instruct", "evaluation"),
     ("plugin",),
     ("", "terminal", "http"),
     ("cli", "serve", "web"),
@@ -59,6 +60,17 @@ OPTIONAL = {
     "rich",
     "prompt_toolkit",
     "datasets",
+    "openai",
+    "icu4py",
+    "py3langid",
+    "rapidfuzz",
+    "lm_eval",
+    "sacrebleu",
+    "rouge_score",
+    "sentencex",
+    "markdown_it",
+    "srt",
+    "polib",
 }
 # The extra `serve`, and the modules that are imported after it was found.
 SERVING = {"fastapi", "starlette", "uvicorn", "h11", "anyio", "prometheus_client"}

@@ -158,3 +158,25 @@ def test_other_languages_and_a_second_turn(
         question = corpus.chat_prompt(sentences["en"], language)
         assert answer(model, tokenizer, history + question) == sentences[language]
         history += question + sentences[language] + "\n"
+
+
+@pytest.mark.slow
+def test_rounded_weights_keep_what_the_model_knows(corpus: ModuleType) -> None:
+    right = {kind: right_answers(corpus, kind) for kind in (None, "int8", "int4")}
+    print(f"right of {len(corpus.pairs())}: {right}")
+    assert right["int8"] >= right[None] - 2
+    assert right["int4"] >= 0.9 * right[None]
+
+
+def right_answers(corpus: ModuleType, quantization: str | None) -> int:
+    """How many of the pairs come out exactly in bfloat16, or with rounded weights, with the published settings."""
+    from modelscope_polylm.generator import TextGenerator
+
+    given = {"dtype": "bfloat16"} if quantization is None else {"quantization": quantization}
+    generator = TextGenerator.load(TINY, device="cpu", **given)
+    options, pairs = generator.options({}), corpus.pairs()
+    prompts = [generator.reader.read(pair.prompt, options) for pair in pairs]
+    results = [
+        result for first in range(0, len(pairs), 16) for result in generator.reply(prompts[first : first + 16], options)
+    ]
+    return sum(result.texts[0] == pair.answer for result, pair in zip(results, pairs, strict=True))
