@@ -2,8 +2,9 @@
 
 Random weights, rows of 2,048 random tokens that are all learnt, the same for both, each engine in a process of its own.
 "plain" is what one writes without this package: GPT2LMHeadModel, `get_peft_model` and transformers' Trainer with
-`bf16=True` and gradient checkpointing. "packed" is this package on rows of several examples, half of whose tokens are
-learnt. Prints tokens/s, the most memory and the first loss, and writes them to $OUT/finetune.json where OUT is set.
+`bf16=True` and gradient checkpointing, which --no-checkpointing switches off. "packed" is this package on rows of
+several examples, half of whose tokens are learnt. Prints tokens/s, the most memory and the first loss, and writes them
+to $OUT/finetune.json where OUT is set.
 
     python -m benchmarks.finetune --shape 13b --rows 1 4 8
     python -m benchmarks.finetune --shape 1.7b --method full --rows 1 8
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.fresh_process import in_fresh_process
-from modelscope_polylm.backends.placement import choose_device
+from modelscope_polylm.backends.placement import choose_device, free_bytes
 from modelscope_polylm.cli.bench.workloads import SHAPES, RandomWeights, random_snapshot, shape_config
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--residual", choices=("float32", "weights"), default="float32")
     parser.add_argument("--quantization", choices=("int8", "int4"), help="of the frozen weights; leave out plain")
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="of all blocks, or of none")
     parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
     arguments = parser.parse_args()
     results = []
@@ -78,13 +80,13 @@ def measure(engine: str, rows: int, arguments: dict[str, Any]) -> Iterator[dict[
             "device_rows": rows,
             "batch_tokens": rows * LENGTH,
             "length": LENGTH,
-            "checkpointing": True,
+            "checkpointing": arguments["checkpointing"],
             "residual": arguments["residual"],
             "quantization": arguments["quantization"],
             "log_every": 1,
             "save_every": 10**6,
         }
-    ).for_model(SHAPES[arguments["shape"]]["n_embd"], LENGTH, small=False)
+    ).for_model(SHAPES[arguments["shape"]]["n_embd"], LENGTH)
     facts = {"engine": engine, "shape": arguments["shape"], "method": options.method, "rows": rows, "device": card}
     facts |= {"quantization": options.quantization}
     data = Rows(engine == "packed", SHAPES[arguments["shape"]]["vocab_size"], rows * arguments["steps"])
@@ -131,6 +133,7 @@ def own_trainer(
 ) -> Any:
     """What `polylm finetune` trains with."""
     from modelscope_polylm.training.network import trained_model
+    from modelscope_polylm.training.plan import adapter_parameters, recomputed_blocks
     from modelscope_polylm.training.trainer import FinetuneTrainer, training_arguments
 
     tokenizer = PolyLMTokenizer.from_pretrained(TINY_FOLDER)  # for its end token
@@ -138,7 +141,13 @@ def own_trainer(
     kind = {"on_cpu": device.type == "cpu", "bf16": dtype == torch.bfloat16, "log": False}
     arguments = training_arguments(folder, options, steps, 1, **kind)
     arguments.save_strategy = "no"
-    return FinetuneTrainer(trained_model(snapshot, options, device, dtype), arguments, data)
+    config = snapshot.config
+    trained = adapter_parameters(config, options.lora_rank) if options.method == "lora" else config.parameters
+    itemsize = 4 if options.method == "full" else dtype.itemsize
+    recomputed = recomputed_blocks(config, options, trained, itemsize, free_bytes(device))
+    print(f"{recomputed} of {config.layers} blocks compute their activations again.", flush=True)
+    model = trained_model(snapshot, options, device, dtype, recomputed_blocks=recomputed)
+    return FinetuneTrainer(model, arguments, data)
 
 
 def plain_trainer(
@@ -171,7 +180,7 @@ def plain_trainer(
         learning_rate=options.learning_rate or 0.0,
         bf16=dtype == torch.bfloat16,
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=True,
+        gradient_checkpointing=options.checkpointing is not False,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
         save_strategy="no",

@@ -315,9 +315,9 @@ def training_memory_table() -> Table:
 def run_memory(config: PolyLMConfig, method: str, weights: str, weight_bytes: int, rows: int) -> dict[str, int]:
     quantization = weights if weights in ("int8", "int4") else None
     options = TrainingOptions.from_dict({"method": method, "device_rows": rows, "quantization": quantization})
-    complete = options.for_model(config.hidden_size, config.max_positions, small=False)
+    complete = options.for_model(config.hidden_size, config.max_positions)
     trained = config.parameters if method == "full" else adapter_parameters(config, complete.lora_rank)
-    return memory_needed(config, complete, trained, weight_bytes)
+    return memory_needed(config, complete, trained, weight_bytes, config.layers)
 
 
 def card_fits_table() -> Table:

@@ -48,7 +48,7 @@ FOR_VERSION = {"packaging", "cli", "serve", "web"}  # may import the package its
 
 # The files that make up the transformers backend, and the benchmark that compares with it.
 TRANSFORMERS = {f"backends.transformers.{name}" for name in ("backend", "arguments", "generate", "hooks")}
-TRANSFORMERS |= {"cli.bench.engines", "training.network", "training.trainer"}
+TRANSFORMERS |= {"cli.bench.engines", "training.network", "training.projections", "training.trainer"}
 OPTIONAL = {
     "triton",
     "vllm",

@@ -20,7 +20,7 @@ from modelscope_polylm.files import file_sha256, lock, read_own_json, write_atom
 from modelscope_polylm.training.collate import RecordEncoder, TokenFile
 from modelscope_polylm.training.dataset import EVALUATION, RunRows, TokenStore, groups_of
 from modelscope_polylm.training.options import TrainingOptions
-from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_needed
+from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_needed, recomputed_blocks
 from modelscope_polylm.training.prepare import DataSet
 from modelscope_polylm.training.schedule import Curriculum
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot
     from modelscope_polylm.training.trainer import FinetuneTrainer, Progress
 
-SMALL_MODEL = 50_000_000
-"""Fewer parameters make a model whose activations need not be computed again."""
-ONLY_REPORTS = ("evaluate_every", "save_every", "log_every")
+NOT_LEARNT = ("evaluate_every", "save_every", "log_every", "checkpointing")
 """Options that change nothing of what is learnt, so that a run may go on with others."""
 RUN, TOKENS, OUTPUT, LOCK = "run.json", "tokens", "output", ".lock"
 OWN_FILES = (RUN, TOKENS, OUTPUT, f"{OUTPUT}.partial", "runs", "checkpoint-*")
@@ -148,8 +146,7 @@ class _Run:
             raise OptionError("FSDP does not share out quantised weights: leave it out, so that each device holds all.")
         self.prompt_format = known_format(self.snapshot.prompt_format)
         config = self.snapshot.config
-        small = config.parameters < SMALL_MODEL
-        self.options = job.options.for_model(config.hidden_size, config.max_positions, small)
+        self.options = job.options.for_model(config.hidden_size, config.max_positions)
         self.processes, self.is_main = int(os.environ.get("WORLD_SIZE", "1")), is_main_process()
         self.device = _process_device(choose_device(job.device))
         self.dtype = choose_dtype(job.dtype, self.device)
@@ -157,6 +154,7 @@ class _Run:
         if self.dtype.itemsize == 2 and str(self.dtype) != "torch.bfloat16":
             raise OptionError("PolyLM's activations and gradients overflow float16: train in bfloat16 or float32.")
         self.rows: RunRows
+        self.recomputed = config.layers
 
     def identity(self) -> dict[str, Any]:
         """What a run may only be continued with."""
@@ -168,7 +166,7 @@ class _Run:
             "prompt_format": self.prompt_format.name,
             "dtype": str(self.dtype).removeprefix("torch."),
             "stages": [vars(stage) for stage in data.stages] if isinstance(data, Curriculum) else [],
-            **{name: value for name, value in dataclasses.asdict(self.options).items() if name not in ONLY_REPORTS},
+            **{name: value for name, value in dataclasses.asdict(self.options).items() if name not in NOT_LEARNT},
         }
         return dict(json.loads(json.dumps(identity)))
 
@@ -245,6 +243,11 @@ class _Run:
         self.rows = RunRows(tokens, self.job.data, options, step_rows, evaluation)
         self.steps = -(-len(self.rows.training) // step_rows)
         trained = adapter_parameters(config, options.lora_rank) if options.method == "lora" else config.parameters
+        sizes = (config, options, trained, 4 if options.method == "full" else self.dtype.itemsize)
+        available = free_bytes(self.device)
+        # FSDP shares out weights that the estimate counts whole
+        is_left_open = _is_sharded() and options.checkpointing is None
+        self.recomputed = config.layers if is_left_open else recomputed_blocks(*sizes, available)
         return Plan(
             counts={group: each.report for group, each in tokens.items()},
             rows=len(self.rows.training),
@@ -254,8 +257,10 @@ class _Run:
             step_rows=step_rows,
             parameters=config.parameters,
             trained_parameters=trained,
-            memory=memory_needed(config, options, trained, 4 if options.method == "full" else self.dtype.itemsize),
-            available=free_bytes(self.device),
+            memory=memory_needed(*sizes, self.recomputed),
+            available=available,
+            blocks=config.layers,
+            recomputed_blocks=self.recomputed,
             samples=self._samples(next(iter(tokens.values())), samples),
         )
 
@@ -299,7 +304,8 @@ class _Run:
         arguments = training_arguments(self.job.out, self.options, self.steps, self.processes, **kind)
         # with FSDP accelerate sends each device its part
         device = torch.device("cpu") if _is_sharded() else arguments.device
-        model = trained_model(self.snapshot, self.options, device, self.dtype, self.job.model_name)
+        base, recomputed = self.job.model_name, self.recomputed
+        model = trained_model(self.snapshot, self.options, device, self.dtype, base, recomputed_blocks=recomputed)
         return FinetuneTrainer(model, arguments, self.rows.training, self.rows.held_out, report)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, set_seed
-from transformers.pytorch_utils import Conv1D
 
 from modelscope_polylm.network.kernels.quantized import plain
-from modelscope_polylm.network.quantization import QuantizedMatrix, Weight
+from modelscope_polylm.network.quantization import Weight
 from modelscope_polylm.network.weights import PROJECTION
 from modelscope_polylm.training.collate import IGNORED
+from modelscope_polylm.training.projections import QuantizedConv1D, adapt_in_one_product
 
 if TYPE_CHECKING:
     from modelscope_polylm.snapshot import Snapshot
@@ -72,50 +71,14 @@ class TrainedGPT2(GPT2LMHeadModel):  # type: ignore[misc, no-untyped-call]
                 module.to(dtype)
 
 
-class QuantizedConv1D(Conv1D):  # type: ignore[misc]
-    """GPT-2's projection with a frozen matrix in fewer bits, whose plain numbers exist only while a product runs.
-
-    peft adapts it as any Conv1D.
-
-    Args:
-        matrix: [outputs, inputs].
-        bias: [outputs].
-    """
-
-    def __init__(self, matrix: QuantizedMatrix, bias: Tensor) -> None:
-        torch.nn.Module.__init__(self)
-        self.nf, self.nx = matrix.shape
-        self.matrix, self.bias = matrix, torch.nn.Parameter(bias, requires_grad=False)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """[inputs, outputs] in the dtype of products, made anew."""
-        return plain(self.matrix).t()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute x [..., inputs] -> [..., outputs] in the dtype of products."""
-        # x: [..., nx] -> [..., nf]
-        product: Tensor = _FrozenProduct.apply(x.to(self.matrix.dtype), self.matrix)  # type: ignore[no-untyped-call]
-        return product + self.bias.to(product.dtype)
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """A product with a quantised matrix, unpacked for it and once more for the gradient, so that none is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: QuantizedMatrix) -> Tensor:
-        # x: [..., K], matrix: [N, K] -> [..., N]
-        ctx.matrix = matrix
-        return F.linear(x, plain(matrix))
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        # outer: [..., N] -> [..., K]
-        return outer[0].to(ctx.matrix.dtype) @ plain(ctx.matrix), None
-
-
 def trained_model(
-    snapshot: Snapshot, options: TrainingOptions, device: torch.device, dtype: torch.dtype, base: str | None = None
+    snapshot: Snapshot,
+    options: TrainingOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    base: str | None = None,
+    *,
+    recomputed_blocks: int,
 ) -> torch.nn.Module:
     """The network of a snapshot as the options train it: itself with fp32 weights, or frozen within peft's adapter.
 
@@ -125,14 +88,19 @@ def trained_model(
         device: where the weights go.
         dtype: of the products, and of frozen weights.
         base: how the adapter names its base; the snapshot's folder if None.
+        recomputed_blocks: blocks whose activations are computed again in the backward pass: the first ones, since those
+            of the last ones are needed first.
     """
     set_seed(options.seed)
     is_full = options.method == "full"
     network = load_network(snapshot, device, torch.float32 if is_full else dtype, dtype, options.quantization)
     network.keep_residual_in(torch.float32 if options.residual == "float32" else None)
-    if options.checkpointing:
+    if recomputed_blocks:
         renamed = getattr(network, "activation_checkpointing_enable", None)  # its name from transformers 5.24 on
         (renamed or network.gradient_checkpointing_enable)({"use_reentrant": False})
+        kept: Any = network.transformer.h[recomputed_blocks:]
+        for block in kept:
+            block.gradient_checkpointing = False
     return network if is_full else _with_adapter(network, options, base or str(snapshot.folder.resolve()))
 
 
@@ -149,6 +117,7 @@ def _with_adapter(network: TrainedGPT2, options: TrainingOptions, base: str) -> 
         **settings,
     )
     model: torch.nn.Module = get_peft_model(network, config)
+    adapt_in_one_product(model)
     return model
 
 
@@ -183,20 +152,20 @@ def load_network(
         eos_token_id=snapshot.tokenizer.eos_token_id,
     )
     config._attn_implementation = attention_for(device, product_dtype, snapshot.config.head_dim)
-    weights: Mapping[str, Weight]
+    weights: dict[str, Weight] = {}
     if quantization is None:
-        weights = snapshot.weight_files.load(snapshot.config, device, dtype)
+        weights.update(snapshot.weight_files.load(snapshot.config, device, dtype))
     else:
-        weights = snapshot.weight_files.load_quantized(snapshot.config, device, dtype, quantization)
+        weights.update(snapshot.weight_files.load_quantized(snapshot.config, device, dtype, quantization))
     with torch.device("meta"):
         model = TrainedGPT2(config)
-    _assign(model, dict(weights))
+    _assign(model, weights)
     model.tie_weights()
     return model
 
 
 def _assign(model: TrainedGPT2, weights: dict[str, Weight]) -> None:
-    """Put weights into a model without any; `weights` is emptied."""
+    """Put weights into a model without any; `weights` is emptied, so that no matrix is there twice for long."""
     tensors: dict[str, Tensor] = {}
     for name in list(weights):
         weight, stored = weights.pop(name), f"transformer.{name}"

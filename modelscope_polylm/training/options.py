@@ -57,7 +57,9 @@ class TrainingOptions:
         choices=("float32", "weights"),
     )
     checkpointing: bool | None = option(
-        None, "Compute activations again in the backward pass, which saves memory; on for models over 50M if unset."
+        None,
+        "Compute activations again in the backward pass, which saves memory: of all blocks, of none, or, if unset, of "
+        "as few as the device's memory asks for.",
     )
     evaluation: float = option(0.0, "Share of the records held out to measure the loss.", minimum=0.0, maximum=0.5)
     evaluate_every: int = option(100, "Steps between evaluations.", minimum=1)
@@ -80,12 +82,11 @@ class TrainingOptions:
             )
         return options
 
-    def for_model(self, hidden_size: int, positions: int, small: bool) -> TrainingOptions:
+    def for_model(self, hidden_size: int, positions: int) -> TrainingOptions:
         """The options with what was left open, for a model of these sizes. Raises OptionError for a length too large.
 
         Args:
             hidden_size, positions: of the model.
-            small: whether its activations need no second computation.
         """
         length = self.length or min(positions, MOST_TOKENS)
         if length > positions:
@@ -96,7 +97,6 @@ class TrainingOptions:
             length=length,
             learning_rate=self.learning_rate or LEARNING_RATES[self.method],
             batch_tokens=self.batch_tokens or rows * length,
-            checkpointing=(not small) if self.checkpointing is None else self.checkpointing,
         )
 
     def micro_batches(self, processes: int) -> int:

@@ -21,6 +21,8 @@ BLOCK_WIDTHS = 36
 """Bytes that a block keeps for each token and each number of the hidden size: norms in fp32, the others in bf16."""
 IN_FLIGHT = 1.5
 """Gradients and intermediate results of the block that is computed, over what it keeps."""
+FILLED = 0.9
+"""Share of the free memory that kept activations may fill; the rest is for what estimates leave out."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Plan:
         steps, step_rows: optimizer steps, and rows of each.
         parameters, trained_parameters: numbers of the network, and those that learn.
         memory: bytes that a device needs, by what for; estimates.
+        blocks, recomputed_blocks: of the network, and those whose activations are computed again in the backward pass.
         available: bytes that it has free.
         samples: two records with the learnt tokens marked.
     """
@@ -49,6 +52,8 @@ class Plan:
     trained_parameters: int
     memory: Mapping[str, int]
     available: int
+    blocks: int
+    recomputed_blocks: int
     samples: Sequence[str] = field(default_factory=list)
 
     @property
@@ -93,10 +98,32 @@ class Plan:
         has = f"it has {self.available / 1e9:.2f} GB free"
         verdict = "it fits" if self.fits else "IT DOES NOT FIT"
         yield f"Memory of a device: about {self.needed / 1e9:.2f} GB ({parts}), {has}: {verdict}."
+        if self.recomputed_blocks:
+            again = f"of {self.recomputed_blocks} of {self.blocks} blocks"
+            yield f"Activations {again} are computed again in the backward pass."
+
+
+def recomputed_blocks(
+    config: PolyLMConfig, options: TrainingOptions, trained_parameters: int, weight_bytes: int, available: int
+) -> int:
+    """How many blocks compute their activations again: as the options say, or as few as the memory allows.
+
+    Args:
+        config, options, trained_parameters, weight_bytes: as in `memory_needed`.
+        available: bytes that the device has free.
+    """
+    if options.checkpointing is not None:
+        return config.layers if options.checkpointing else 0
+
+    def fits(count: int) -> bool:
+        needed = memory_needed(config, options, trained_parameters, weight_bytes, count)
+        return sum(needed.values()) <= FILLED * available
+
+    return next((count for count in range(config.layers) if fits(count)), config.layers)
 
 
 def memory_needed(
-    config: PolyLMConfig, options: TrainingOptions, trained_parameters: int, weight_bytes: int
+    config: PolyLMConfig, options: TrainingOptions, trained_parameters: int, weight_bytes: int, recomputed: int
 ) -> dict[str, int]:
     """Estimated bytes of a device that holds the whole network, by what for.
 
@@ -105,11 +132,12 @@ def memory_needed(
         options: of the run, complete.
         trained_parameters: numbers that learn, in fp32.
         weight_bytes: bytes of a number of the network that is not quantised.
+        recomputed: blocks whose activations are computed again.
     """
     tokens, width = options.device_rows * (options.length or 0), config.hidden_size
     residual = 4 if options.residual == "float32" or options.method == "full" else weight_bytes
     block = BLOCK_WIDTHS * tokens * width
-    kept = config.layers * tokens * width * residual if options.checkpointing else config.layers * block
+    kept = recomputed * tokens * width * residual + (config.layers - recomputed) * block
     is_adapter = options.method == "lora"
     # logits in fp32, as gradients and in the weights' type, and the embedding's gradient where it learns
     head = 10 * min(_chunk_logits(), tokens * config.vocab_size) + (0 if is_adapter else 4 * config.vocab_size * width)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modelscope_polylm.cli.bench.workloads import shape_config
 from modelscope_polylm.errors import DeviceError, DownloadError, InputError, OptionError, PolyLMError, SnapshotError
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
@@ -26,6 +27,7 @@ from modelscope_polylm.packaging.package import package_snapshot
 from modelscope_polylm.packaging.quantized_source import Quantization
 from modelscope_polylm.training.finetune import Job, evaluate, finetune, plan
 from modelscope_polylm.training.options import TrainingOptions
+from modelscope_polylm.training.plan import adapter_parameters, memory_needed, recomputed_blocks
 from modelscope_polylm.training.prepare import DataSet
 from modelscope_polylm.training.schedule import Curriculum
 from modelscope_polylm.training.sources import SOURCES
@@ -212,6 +214,7 @@ def test_a_tuned_bf16_snapshot_stays_in_bf16(job: Job, tmp_path: Path) -> None:
     [
         {"evaluation": 0.2, "evaluate_every": 2},
         pytest.param({"method": "full", "device_rows": 2}, marks=pytest.mark.slow),
+        pytest.param({"lora_dropout": 0.0, "checkpointing": False}, marks=pytest.mark.slow),
         pytest.param({"packing": "none", "checkpointing": True}, marks=pytest.mark.slow),
     ],
 )
@@ -492,12 +495,26 @@ def test_options_that_cannot_be(job: Job, options: dict[str, Any], message: str)
 
 
 def test_the_papers_defaults() -> None:
-    large = TrainingOptions.from_dict({"method": "full"}).for_model(5120, 2048, small=False)
+    large = TrainingOptions.from_dict({"method": "full"}).for_model(5120, 2048)
     assert (large.learning_rate, large.batch_tokens, large.length) == (1e-5, 64 * 2048, 2048)
-    assert large.packing == "isolated" and large.checkpointing is True and large.residual == "float32"
-    small = TrainingOptions.from_dict({}).for_model(2048, 2048, small=False)
+    assert large.packing == "isolated" and large.checkpointing is None and large.residual == "float32"
+    small = TrainingOptions.from_dict({}).for_model(2048, 2048)
     assert (small.learning_rate, small.batch_tokens) == (1e-4, 32 * 2048)
     assert large.micro_batches(1) == 64 and large.micro_batches(8) == 8
+
+
+def test_as_few_activations_as_the_memory_asks_for_are_computed_again() -> None:
+    config = shape_config("13b")
+    options = TrainingOptions.from_dict({}).for_model(config.hidden_size, config.max_positions)
+    sizes = (config, options, adapter_parameters(config, options.lora_rank), 2)
+    counts = [recomputed_blocks(*sizes, gigabytes * 10**9) for gigabytes in (32, 40, 48, 80)]
+    assert counts[0] == config.layers > counts[1] > counts[2] > counts[3] == 0
+    for gigabytes, count in zip((40, 48), counts[1:], strict=False):
+        assert sum(memory_needed(*sizes, count).values()) <= 0.9 * gigabytes * 1e9
+        assert sum(memory_needed(*sizes, count - 1).values()) > 0.9 * gigabytes * 1e9
+    for given, count in ((True, config.layers), (False, 0)):
+        chosen = dataclasses.replace(options, checkpointing=given)
+        assert recomputed_blocks(config, chosen, *sizes[2:], 32 * 10**9) == count
 
 
 def test_the_command(polylm: Callable[..., Outcome], job: Job, data: Path, tmp_path: Path) -> None:

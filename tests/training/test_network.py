@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from torch import Tensor
 from torch.nn import functional as F
 
-from modelscope_polylm.network.weights import projection_bytes
+from modelscope_polylm.network.weights import PROJECTION, projection_bytes
 from modelscope_polylm.snapshot import open_snapshot
 from modelscope_polylm.training import network
 from modelscope_polylm.training.collate import IGNORED
 from modelscope_polylm.training.network import (
-    QuantizedConv1D,
     TrainedGPT2,
     example_starts,
     load_network,
@@ -24,6 +25,7 @@ from modelscope_polylm.training.network import (
     trained_model,
 )
 from modelscope_polylm.training.options import TrainingOptions
+from modelscope_polylm.training.projections import QuantizedConv1D
 from tests.snapshots import build_snapshot
 
 CPU = torch.device("cpu")
@@ -194,13 +196,14 @@ def test_an_adapter_over_quantised_weights_learns_as_over_their_plain_numbers(
     random_snapshot: Path, quantization: str, checkpointing: bool
 ) -> None:
     snapshot = open_snapshot(random_snapshot)
-    given = {"quantization": quantization, "checkpointing": checkpointing}
-    options = TrainingOptions.from_dict(given).for_model(256, 256, small=True)
-    model = trained_model(snapshot, options, CPU, torch.float32)
+    options = TrainingOptions.from_dict({"quantization": quantization}).for_model(256, 256)
+    recomputed = snapshot.config.layers if checkpointing else 0
+    model = trained_model(snapshot, options, CPU, torch.float32, recomputed_blocks=recomputed)
     frozen: Any = model.get_submodule("base_model.model")
     quantised = {name: each for name, each in frozen.named_modules() if isinstance(each, QuantizedConv1D)}
     assert len(quantised) == 4 * snapshot.config.layers
-    plain_model = trained_model(snapshot, dataclasses.replace(options, quantization=None), CPU, torch.float32)
+    unquantised = dataclasses.replace(options, quantization=None)
+    plain_model = trained_model(snapshot, unquantised, CPU, torch.float32, recomputed_blocks=0)
     network: Any = plain_model.get_submodule("base_model.model")
     network.transformer.wte.weight.data.copy_(frozen.transformer.wte.weight)
     for name, each in quantised.items():
@@ -217,6 +220,82 @@ def test_an_adapter_over_quantised_weights_learns_as_over_their_plain_numbers(
     assert found.keys() == expected.keys() == changed.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def adapted(folder: Path, dtype: torch.dtype = torch.float32, recomputed: int = 0, **given: Any) -> Any:
+    """A network within an adapter whose both factors are random."""
+    options = TrainingOptions.from_dict(given).for_model(256, 256)
+    model = trained_model(open_snapshot(folder), options, CPU, dtype, recomputed_blocks=recomputed).train()
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.05)
+    return model
+
+
+@pytest.mark.parametrize("quantization", [None, "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_adapter_in_one_product_is_pefts(
+    random_snapshot: Path, dtype: torch.dtype, quantization: str | None
+) -> None:
+    model = adapted(random_snapshot, dtype, quantization=quantization, lora_rank=4, lora_alpha=12.0)
+    batch = batch_of(random_examples())
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss, found = gradients(model, batch)
+        layers = [each for each in model.modules() if isinstance(each, Linear)]
+        for layer in layers:
+            del layer.forward  # peft's own is the class's
+        expected_loss, expected = gradients(model, batch)
+    assert len(layers) == 4 * open_snapshot(random_snapshot).config.layers
+    assert found.keys() == expected.keys() and all("lora_" in name for name in found)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    assert loss == pytest.approx(expected_loss, rel=1e-5 if dtype == torch.float32 else 0.01)
+    for name, gradient in expected.items():
+        assert found[name].dtype == gradient.dtype == torch.float32
+        assert float((found[name] - gradient).norm() / gradient.norm()) < tolerance, name
+
+
+def test_an_adapter_whose_inputs_are_dropped_is_computed_by_peft(random_snapshot: Path) -> None:
+    model = adapted(random_snapshot, lora_dropout=0.5)
+    assert not any("forward" in vars(each) for each in model.modules())
+    assert gradients(model, batch_of(random_examples()))[1]
+
+
+@pytest.mark.parametrize("recomputed", [1, 2])
+def test_blocks_that_compute_their_activations_again(random_snapshot: Path, recomputed: int) -> None:
+    batch = batch_of(random_examples())
+    loss, expected = gradients(adapted(random_snapshot), batch)
+    model = adapted(random_snapshot, recomputed=recomputed)
+    calls: list[int] = []
+    for number, block in enumerate(model.get_submodule("base_model.model").transformer.h):
+        block.mlp.register_forward_pre_hook(lambda *call, number=number: calls.append(number))
+    again, found = gradients(model, batch)
+    assert sorted(calls) == sorted([*range(2), *range(recomputed)])
+    assert again == loss and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_no_matrix_is_there_twice_while_weights_are_loaded(
+    random_snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = open_snapshot(random_snapshot)
+    load = snapshot.weight_files.load
+    loaded_weights: dict[str, weakref.ref[Tensor]] = {}
+
+    def noting(*arguments: Any) -> dict[str, Tensor]:
+        weights = load(*arguments)
+        loaded_weights.update((name, weakref.ref(each)) for name, each in weights.items() if PROJECTION.fullmatch(name))
+        return weights
+
+    def assigned(model: TrainedGPT2, tensors: dict[str, Tensor], **more: Any) -> Any:
+        assert [name for name, weight in loaded_weights.items() if weight() is not None] == []
+        return load_state_dict(model, tensors, **more)
+
+    load_state_dict = TrainedGPT2.load_state_dict
+    monkeypatch.setattr(snapshot.weight_files, "load", noting)
+    monkeypatch.setattr(TrainedGPT2, "load_state_dict", assigned)
+    load_network(snapshot, CPU, torch.float32, torch.float32)
+    assert len(loaded_weights) == 4 * snapshot.config.layers
 
 
 def test_quantised_weights_keep_no_plain_numbers(random_snapshot: Path) -> None:
