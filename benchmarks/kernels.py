@@ -155,7 +155,7 @@ class Operations:
         heads, head_dim = self.config.heads, self.config.head_dim
         table = torch.arange(tokens, dtype=torch.int32, device=self.device).view(prompts, length)
         starts = [(prompt, start) for prompt in range(prompts) for start in range(0, length, TILE)]
-        tiles = [(prompt, prompt * length + start, start, min(TILE, length - start)) for prompt, start in starts]
+        tiles = [(prompt, prompt * length + start, start, min(TILE, length - start), 0) for prompt, start in starts]
         cache = [self._random(heads, tokens, head_dim) for _ in range(2)]
         rest = (*cache, table, torch.tensor(tiles, dtype=torch.int32, device=self.device))
         size = 12 * tokens * width

@@ -1,8 +1,8 @@
 """`python -m benchmarks.translation`: the lines of a document together, one at a time, and by the engine alone.
 
 A document of sentences that all differ is translated as `polylm translate` does, without a file for the output. Then
-some of its lines are translated one at a time, and last the backend alone gets the prompts of the whole document. The
-three take turns. With `--shape 13b` the network has a published shape, random weights and the bundled tokenizer, so
+some of its lines are translated one at a time, and last the backend alone gets the prompts of the whole document, as it
+did once before to warm up. The three take turns. With `--shape 13b` the network has a published shape, random weights and the bundled tokenizer, so
 that nearly every answer is as long as it may be.
 """
 
@@ -55,6 +55,7 @@ def main() -> None:
     translator = Translator(random_model(shape, device) if shape else load_model(arguments.model, device=device))
     lines = sentences(arguments.lines)
     requests = TranslationRun(translator, translator.split_all(lines, arguments.to, "en")).requests()
+    run_engine(translator, requests)
     speeds: dict[str, list[float]] = {"document": [], "one at a time": [], "engine alone": []}
     for _ in range(arguments.repeats):
         seconds = timed(lambda: translate_document(translator, lines, arguments.to))

@@ -18,8 +18,10 @@ from modelscope_polylm.network.kernels.lm_head import (
 )
 from modelscope_polylm.network.quantization import Weight
 
-SCORED_AT_ONCE = 64
-"""Tokens whose logits exist together: over a vocabulary of 256,000 they and what orders them take 8 MB each."""
+LOGITS_AT_ONCE = 1 << 26
+"""Most logits of scored tokens that exist together: 256 MiB, 256 tokens of PolyLM's vocabulary."""
+SCORED_AT_ONCE = 1024
+"""Most tokens that are scored together."""
 
 
 class LMHead:
@@ -94,7 +96,8 @@ def score_tokens(hidden: Tensor, embedding: Weight, tokens: Tensor, best: int, v
     """
     # hidden: [n, hidden_size], tokens: [n] -> [n, 1 + 2 * best]
     parts = []
-    for chunk, own in zip(hidden.split(SCORED_AT_ONCE), tokens.split(SCORED_AT_ONCE), strict=True):
+    size = min(SCORED_AT_ONCE, max(LOGITS_AT_ONCE // len(embedding) // 64 * 64, 64))
+    for chunk, own in zip(hidden.split(size), tokens.split(size), strict=True):
         logits = lm_head_logits(chunk, embedding, vocab_limit)
         values, ids, log_sums = topk_of_logits(logits, best)
         scores = torch.cat((logits.gather(1, own[:, None]), values), 1) - log_sums[:, None]

@@ -83,20 +83,23 @@ class EngineLoop:
     def round(self) -> bool:
         """One round; whether anything is left to do."""
         self._drop_cancelled()
-        self._admit()
+        goes_on = self._admit() and bool(self.scheduler.waiting)
         self._step()
-        while len(self._launched) >= self._steps_ahead or (self._launched and not self._stepping()):
+        goes_on |= bool(self._stepping())
+        while len(self._launched) >= self._steps_ahead or (self._launched and not goes_on):
             self._read()
+            goes_on &= bool(self.scheduler.waiting or self._stepping())
         while self._finished_beams and (not self._launched or self._finished_beams[0].is_complete):
             self._read_beams()
         return bool(self.scheduler.waiting or self.scheduler.running or self._launched)
 
     def fail_all(self, error: BaseException) -> None:
         """End the requests that run with an error, or those that wait if none does."""
+        running = list(self.scheduler.running)
+        failed = [*running, *(active for launched in self._launched for active in launched.scored)]
         self._launched.clear()
         self._finished_beams.clear()
-        failed = list(self.scheduler.running)
-        for active in failed:
+        for active in running:
             self._end(active)
         if not failed:
             failed = list(self.scheduler.waiting)
@@ -113,9 +116,10 @@ class EngineLoop:
         for active in [active for active in self.scheduler.running if active.submission.cancelled]:
             self._end(active)
 
-    def _admit(self) -> None:
+    def _admit(self) -> bool:
+        """Begin requests that wait; whether any could."""
         if not self.scheduler.waiting:
-            return
+            return False
         if not self.scheduler.running:
             self._may_grow = True
         budget = PREFILL_TOKENS_WHILE_RUNNING if self.scheduler.running else PREFILL_TOKENS
@@ -127,6 +131,7 @@ class EngineLoop:
             admitted = admitted or self.scheduler.admit(budget)
         if admitted:
             self._prefill(admitted)
+        return bool(admitted)
 
     def _prefill(self, admitted: list[ActiveRequest]) -> None:
         try:
@@ -134,6 +139,9 @@ class EngineLoop:
             self._is_short_of_memory = False
             for active in admitted:
                 self._tell_begin(active)
+                if active.request.scoring is not None:
+                    # the device does what comes later, in the same rows and slots, after it
+                    self._end(active)
         except torch.OutOfMemoryError as error:
             self._is_short_of_memory = True
             # what is too much for the device together may fit one after the other
@@ -202,9 +210,9 @@ class EngineLoop:
             if active.rows is rows:
                 self._take(active, [output[row] for row in rows])
         first = 0
-        for active, rows in launched.scored:
+        for active in launched.scored:
             end = first + len(active.request.scored_tokens)
-            if active.rows is rows:
+            if not active.submission.cancelled:
                 self._take_scores(active, launched.scores[first:end] if launched.scores is not None else None)
             first = end
 
@@ -232,7 +240,6 @@ class EngineLoop:
 
     def _take_scores(self, active: ActiveRequest, scores: torch.Tensor | None) -> None:
         # scores: [tokens, 1 + 2 * best], see score_tokens; None if there is no token to score
-        self._end(active)
         if scores is not None and not scores[:, 0].isfinite().all():
             self._fail(active, SnapshotError(NOT_FINITE))
             return

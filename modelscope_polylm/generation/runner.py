@@ -60,13 +60,13 @@ class StepReadback(AsyncReadback):
     Attributes:
         requests: whose rows it has, each with its rows at that time.
         output: [rows, 2] int32, see `BatchState.step_output`.
-        scored: requests whose tokens are scored, each with its rows at that time.
+        scored: requests whose tokens are scored.
         scores: [tokens of all, 1 + 2 * best] fp32, see `score_tokens`; None if there are none.
     """
 
     requests: list[tuple[ActiveRequest, list[int]]]
     output: Tensor
-    scored: list[tuple[ActiveRequest, list[int]]] = dataclasses.field(default_factory=list)
+    scored: Sequence[ActiveRequest] = ()
     scores: Tensor | None = None
 
 
@@ -183,31 +183,32 @@ class Runner:
         positions = [torch.arange(position, position + count) for _, position, count in segments]
         packed, at = torch.tensor([token for own in tokens for token in own]), torch.cat(positions)
         last, before = _wanted(admitted)
-        given = (packed, at, prefill_tiles(segments), torch.tensor([*last, *before], dtype=torch.int64))
+        wanted = torch.tensor([*last, *before], dtype=torch.int64)
+        given = (packed, at, prefill_tiles(segments), wanted)
         size = next((size for size in SHORT_PREFILLS if len(packed) <= size), None)
         is_short = size is not None and len(segments) <= SHORT_SEGMENTS and not before
         if self.state.device.type == "cuda" and size is not None and is_short:
             self._run_short_prompts(size, given)
             return None
         if self.state.device.type == "cuda":
-            # libraries choose an algorithm for each new number of rows, which takes them a while
-            padding = (0, -len(packed) % PREFILL_ROWS)
-            given = (torch.nn.functional.pad(packed, padding), torch.nn.functional.pad(at, padding), *given[2:])
+            # kernels are compiled, or chosen by the library, for each new number of rows, which takes a while
+            tokens_more, wanted_more = -len(packed) % PREFILL_ROWS, _prefill_rows(len(wanted)) - len(wanted)
+            given = (_pad(packed, tokens_more), _pad(at, tokens_more), given[2], _pad(wanted, wanted_more))
         hidden = self._prefill(*(self.state.send(part) for part in given))
         self._hidden[: len(last)] = hidden[: len(last)]
         return self._scores(admitted, hidden[len(last) :]) if before else None
 
     def _scores(self, admitted: Sequence[ActiveRequest], hidden: Tensor) -> Tensor:
-        # hidden: [tokens, hidden_size] -> [tokens, 1 + 2 * best], see score_tokens
+        # hidden: [tokens and padding, hidden_size] -> [tokens, 1 + 2 * best], see score_tokens
         tokens = [token for active in admitted for token in active.request.scored_tokens]
         best = max(active.request.scoring.best for active in admitted if active.request.scoring is not None)
-        sent = self.state.send(torch.tensor(tokens))
-        return score_tokens(hidden, self.decoder.embedding, sent, best, self._vocab_limit)
+        sent = self.state.send(_pad(torch.tensor(tokens), len(hidden) - len(tokens)))
+        return score_tokens(hidden, self.decoder.embedding, sent, best, self._vocab_limit)[: len(tokens)]
 
     def _run_short_prompts(self, size: int, given: tuple[Tensor, ...]) -> None:
         if ("prefill", size) not in self._inputs:
             tiles = size // TILE + SHORT_SEGMENTS
-            shapes = ((size,), (size,), (tiles, 4), (SHORT_SEGMENTS,))
+            shapes = ((size,), (size,), (tiles, 5), (SHORT_SEGMENTS,))
             dtypes = (torch.int64, torch.int64, torch.int32, torch.int64)
             self._inputs["prefill", size] = tuple(
                 torch.zeros(shape, dtype=dtype, device=self.state.device)
@@ -224,7 +225,7 @@ class Runner:
         self._graphs.run(("prefill", size), work)
 
     def _prefill(self, tokens: Tensor, positions: Tensor, tiles: Tensor, last: Tensor) -> Tensor:
-        # tokens, positions: [total], tiles: [m, 4], last: [k] -> [k, hidden_size]
+        # tokens, positions: [total], tiles: [m, 5], last: [k] -> [k, hidden_size]
         return self.decoder.prefill(tokens, positions, tiles, self.state.slot_table, self.cache, last)
 
     def _decode(self, rows: Tensor, groups: Tensor) -> None:
@@ -246,9 +247,9 @@ class Runner:
             self._select_with(key, chosen)
         for each in active:
             each.steps += 1
-        requests, others = ([(each, each.rows) for each in part] for part in (active, scored))
+        requests = [(each, each.rows) for each in active]
         output, read = _to_host(self.state.step_output), None if scores is None else _to_host(scores)
-        return StepReadback(_event_on(self.state.device), requests, output, others, read)
+        return StepReadback(_event_on(self.state.device), requests, output, scored, read)
 
     def _select_with(self, key: StrategyKey, chosen: list[tuple[int, int]]) -> None:
         # chosen: index of the hidden state and row, of each row
@@ -334,6 +335,16 @@ def _wanted(admitted: Sequence[ActiveRequest]) -> tuple[list[int], list[int]]:
         else:
             before += range(end - 1 - len(active.request.scored_tokens), end - 1)
     return last, before
+
+
+def _prefill_rows(count: int) -> int:
+    """Rows to which the results that a prefill wants are padded."""
+    return next((size for size in ROW_BUCKETS if size >= count), -(-count // PREFILL_ROWS) * PREFILL_ROWS)
+
+
+def _pad(values: Tensor, count: int) -> Tensor:
+    # values: [n] -> [n + count], with zeros at the end
+    return torch.nn.functional.pad(values, (0, count))
 
 
 def _to_host(values: Tensor) -> Tensor:

@@ -72,8 +72,8 @@ class Decoder:
         Args:
             tokens: [total] int64, the segments one after the other.
             positions: [total] int64, the position of each token in its row.
-            tiles: [m, 4] int32, pieces of segments: row, index of the first token, its position, and how many tokens,
-                at most 64; pieces without tokens are passed over.
+            tiles: [m, 5] int32, pieces of segments: row, index of the first token, its position, how many tokens, at
+                most 64, and the segment's first position; pieces without tokens are passed over.
             slot_table: [rows, positions] int32, the cache slot of each position of each row.
             cache: read and written through `slot_table`.
             last: [k] int64, indices of the tokens whose results are wanted; None wants all.
@@ -188,12 +188,12 @@ def prefill_tiles(segments: Sequence[tuple[int, int, int]]) -> Tensor:
         segments: row, position of the first token, and number of tokens of each.
 
     Returns:
-        [m, 4] int32 on the CPU.
+        [m, 5] int32 on the CPU.
     """
     tiles, first = [], 0
     for row, position, count in segments:
         for start in range(0, count, TILE):
-            tiles.append((row, first + start, position + start, min(TILE, count - start)))
+            tiles.append((row, first + start, position + start, min(TILE, count - start), position))
         first += count
     return torch.tensor(tiles, dtype=torch.int32)
 

@@ -54,7 +54,7 @@ def prefill_attention_reference(
     scales: Tensor | None = None,
 ) -> Tensor:
     """Compute `prefill_attention` in plain torch, segments of one length or so together; reads tiles on the host."""
-    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] -> [total, D]
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 5] -> [total, D]
     segments = sorted(_segments(tiles), key=lambda segment: segment.first)
     if not segments:
         return qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
@@ -84,8 +84,9 @@ def prefill_attention(
         key_cache, value_cache: [H, S, head_dim], of that dtype or int8; written at slot_table[row, position], read for
             the positions before the row's segment.
         slot_table: [R, T] int32, the slot of every position of every state row.
-        tiles: [m, 4] int32, (state row, index of the tile's first token in qkv, position of that token, tokens
-            0..64); 0 tokens mark an unused entry. All tiles of a row continue each other: one segment a row.
+        tiles: [m, 5] int32, (state row, index of the tile's first token in qkv, position of that token, tokens
+            0..64, position of its segment's first token); 0 tokens mark an unused entry. All tiles of a row continue
+            each other: one segment a row.
         config: overrides the choice of block shapes.
         scales: [2, H, S] bf16, of the keys and values where the caches are int8: written and read with them. Keys and
             values are then seen as the cache holds them, and the kernels write them so into qkv, too.
@@ -94,7 +95,7 @@ def prefill_attention(
         [total, D] in the dtype of qkv; undefined for tokens in no tile. Softmax in fp32, scale 1 / sqrt(head_dim).
         A token's result does not depend by a single bit on how its row is cut into calls; decoding it gives the same.
     """
-    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4] -> [total, D]
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 5] -> [total, D]
     arguments = (qkv, key_cache, value_cache, slot_table, tiles)
     if not fits_kernels(key_cache) or not uses_triton(*arguments):
         return prefill_attention_reference(*arguments, scales)
@@ -108,9 +109,9 @@ def prefill_attention(
 
 
 def _segments(tiles: Tensor) -> Iterator[Segment]:
-    # tiles: [m, 4]; tiles that continue each other are one segment
+    # tiles: [m, 5]; tiles that continue each other are one segment
     current: Segment | None = None
-    for row, first, position, count in tiles.tolist():
+    for row, first, position, count, _ in tiles.tolist():
         if count == 0:
             continue
         if current is not None:

@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
 
 @triton.jit
-def row_start(tiles, count, row, position, TILES: tl.constexpr):
-    # tiles: [count, 4] -> the first position of a row among them
-    i = tl.arange(0, TILES)
-    tile_row = tl.load(tiles + 4 * i, mask=i < count, other=-1)
-    tile_position = tl.load(tiles + 4 * i + 2, mask=i < count, other=0)
-    tokens = tl.load(tiles + 4 * i + 3, mask=i < count, other=0)
-    return tl.min(tl.where((tile_row == row) & (tokens > 0), tile_position, position), 0)
-
-
-@triton.jit
 def load_block(
     fresh, keys, values, key_scales, value_scales, slots, t, start, end, offset,
     HEADS: tl.constexpr, HEAD: tl.constexpr, SCALED: tl.constexpr,
@@ -69,7 +59,7 @@ def round_kernel(
     HEADS: tl.constexpr, HEAD: tl.constexpr, TILE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # as in `prefill_attention_kernel`: the keys and values of a tile go to the cache, and what it holds back to qkv
-    head, tile = tl.program_id(1), tiles + tl.program_id(0) * 4
+    head, tile = tl.program_id(1), tiles + tl.program_id(0) * 5
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
     row, first, position, count = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
@@ -90,25 +80,25 @@ def round_kernel(
 @triton.jit(do_not_specialize=["tile_count"])
 def prefill_attention_kernel(
     qkv, qkv_blocks, key_cache, value_cache, scales, slot_table, tiles, out, tile_count, table_stride, cache_slots,
-    scale, HEADS: tl.constexpr, HEAD: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr, STAGES: tl.constexpr, SCALED: tl.constexpr, OVERLAP: tl.constexpr,
+    scale, HEADS: tl.constexpr, HEAD: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
+    STAGES: tl.constexpr, SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # qkv: [total, 3, HEADS, HEAD], qkv_blocks: its descriptor, [BLOCK_T, HEAD] at a time, caches: [HEADS, S, HEAD]
     # scales: [2, HEADS, S] if SCALED, where qkv has been through `round_kernel`
-    # tiles: [tile_count, 4], out: [total, HEADS, HEAD]
+    # tiles: [tile_count, 5], out: [total, HEADS, HEAD]
     # one dimension: the others of a grid end at 65,535, which the heads of many tiles pass
     PARTS: tl.constexpr = TILE // BLOCK_M
     D: tl.constexpr = HEADS * HEAD
     parts = tile_count * PARTS
     head, part = tl.program_id(0) // parts, parts - 1 - tl.program_id(0) % parts
-    tile, skipped = tiles + part // PARTS * 4, part % PARTS * BLOCK_M
+    tile, skipped = tiles + part // PARTS * 5, part % PARTS * BLOCK_M
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
     row, first, position = tl.load(tile), tl.load(tile + 1) + skipped, tl.load(tile + 2) + skipped
     count = tl.minimum(tl.load(tile + 3) - skipped, BLOCK_M)
     if count <= 0:
         return
-    start = row_start(tiles, tile_count, row, position, TILES)
+    start = tl.load(tile + 4)
     offset, end = first - position, position + count
     i, d, lane = tl.arange(0, BLOCK_M), tl.arange(0, HEAD)[None, :], tl.arange(0, BLOCK_T)
     head_slots = head.to(tl.int64) * cache_slots
@@ -154,9 +144,10 @@ def launch_prefill_attention(
     qkv: Tensor, key_cache: Tensor, value_cache: Tensor, scales: Tensor | None, slot_table: Tensor, tiles: Tensor,
     out: Tensor, tile: int, config: PrefillAttentionConfig,
 ) -> None:  # fmt: skip
-    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 4], each up to `tile` tokens
+    # qkv: [total, 3D], caches: [H, S, head_dim], slot_table: [R, T], tiles: [m, 5], each up to `tile` tokens
     heads, slots, head_dim = key_cache.shape
     count = len(tiles)
+    assert tiles.shape[1] == 5
     if scales is not None:
         round_kernel[(count, heads)](
             qkv, key_cache, value_cache, scales, slot_table, tiles, slot_table.shape[1], slots,
@@ -166,7 +157,7 @@ def launch_prefill_attention(
         qkv, TensorDescriptor.from_tensor(qkv, [config.block_t, head_dim]), key_cache, value_cache,
         qkv if scales is None else scales, slot_table, tiles, out, count, slot_table.shape[1], slots,
         LOG2_E / head_dim**0.5,
-        HEADS=heads, HEAD=head_dim, TILE=tile, TILES=max(16, triton.next_power_of_2(count)), BLOCK_M=config.block_m,
+        HEADS=heads, HEAD=head_dim, TILE=tile, BLOCK_M=config.block_m,
         BLOCK_T=config.block_t, STAGES=config.stages, SCALED=scales is not None,
         **launch_options(qkv.device, config.warps),
     )  # fmt: skip

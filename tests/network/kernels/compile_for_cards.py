@@ -116,9 +116,9 @@ def compile_quantized_step(rows: int, quantization: str, heads: int = 40, vocab:
 def compile_prefill(dtype: torch.dtype | None = None, heads: int = 40) -> None:
     """The attention of prefill, in the sizes of the 13B network."""
     qkv, caches = zeros(300, 3 * 128 * heads, dtype=dtype), zeros(2, heads, 512, 128, dtype=dtype)
-    prefill_attention(qkv, *caches, integers(1, 512), integers(5, 4))
+    prefill_attention(qkv, *caches, integers(1, 512), integers(5, 5))
     whole, scales = caches.to(torch.int8), torch.zeros(2, heads, 512, dtype=torch.bfloat16)
-    prefill_attention(qkv, *whole, integers(1, 512), integers(5, 4), scales=scales)
+    prefill_attention(qkv, *whole, integers(1, 512), integers(5, 5), scales=scales)
 
 
 def compile_beam_step(beams: int, counts_prompt: bool, early_stopping: bool | str, vocab: int = 1024) -> None:

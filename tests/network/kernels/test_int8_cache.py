@@ -76,7 +76,7 @@ def test_decoding_and_cut_prefills_give_the_same_bits(device, dtype):
     kept = [cache.clone() for cache in caches]
     parts = []
     for begin, end in ((0, 40), (40, 150)):
-        cut = [[0, i - begin, i, min(64, end - i)] for i in range(begin, end, 64)]
+        cut = [[0, i - begin, i, min(64, end - i), begin] for i in range(begin, end, 64)]
         cut = torch.tensor(cut, dtype=torch.int32, device=device)
         parts.append(prefill_attention(qkv[begin:end].clone(), *caches, table, cut, scales=scales))
     assert torch.equal(torch.cat(parts), expected)

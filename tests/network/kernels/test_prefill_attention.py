@@ -31,10 +31,10 @@ class Arguments:
         self.rows = torch.randperm(count).tolist()
         self.keys, self.values = (random(HEADS, count * TABLE, head_dim, dtype=dtype, device=device) for _ in range(2))
         self.qkv = random(total, 3 * HEADS * head_dim, dtype=dtype, device=device)
-        tiles, self.firsts = [[0, 0, 0, 0]], []
+        tiles, self.firsts = [[0, 0, 0, 0, 0]], []
         for row, (cached, new) in zip(self.rows, self.segments, strict=True):
             self.firsts.append(gap)
-            tiles += [[row, gap + i, cached + i, min(64, new - i)] for i in range(0, new, 64)]
+            tiles += [[row, gap + i, cached + i, min(64, new - i), cached] for i in range(0, new, 64)]
             gap += new
         self.tiles, self.device = torch.tensor(tiles, dtype=torch.int32), device
 
@@ -90,7 +90,7 @@ def test_cutting_a_segment_into_calls_changes_no_bit(device, dtype):
     keys, values = keys.clone().zero_(), values.clone().zero_()
     parts = []
     for begin, end in ((0, 1), (1, 40), (40, 104), (104, 150)):
-        tiles = [[0, i - begin, i, min(64, end - i)] for i in range(begin, end, 64)]
+        tiles = [[0, i - begin, i, min(64, end - i), begin] for i in range(begin, end, 64)]
         tiles = torch.tensor(tiles, dtype=torch.int32, device=device)
         parts.append(prefill_attention(qkv[begin:end].contiguous(), keys, values, table, tiles))
     assert torch.equal(torch.cat(parts), expected)
