@@ -2,8 +2,8 @@
 
 A document of sentences that all differ is translated as `polylm translate` does, without a file for the output. Then
 some of its lines are translated one at a time, and last the backend alone gets the prompts of the whole document, as it
-did once before to warm up. The three take turns. With `--shape 13b` the network has a published shape, random weights and the bundled tokenizer, so
-that nearly every answer is as long as it may be.
+did once before to warm up. The three take turns. With `--shape 13b` the network has a published shape, random weights
+and the bundled tokenizer, so that nearly every answer is as long as it may be.
 """
 
 from __future__ import annotations
