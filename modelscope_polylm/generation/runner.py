@@ -333,7 +333,7 @@ def _wanted(admitted: Sequence[ActiveRequest]) -> tuple[list[int], list[int]]:
         if active.request.scoring is None:
             last.append(end - 1)
         else:
-            before += range(end - 1 - len(active.request.scored_tokens), end - 1)
+            before += range(end - len(active.request.scored_tokens), end)
     return last, before
 
 

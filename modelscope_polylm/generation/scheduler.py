@@ -82,6 +82,8 @@ class ActiveRequest:
     @property
     def ids(self) -> list[int]:
         """What a row starts from: the prompt, and for a single row the answer so far."""
+        if self.request.scored_tokens:
+            return list(self.request.prompt[:-1])  # nobody asks what follows the last one
         return [*self.request.prompt, *(self.collector.ids(0) if self.is_single else ())]
 
     @property
