@@ -1,7 +1,8 @@
 """`python -m benchmarks.evaluation`: multiple-choice questions by this package and by lm-evaluation-harness's own HFLM.
 
 Both get the same requests through the harness's interface: HFLM with its best batch size, which a part of the questions
-finds. Without `--shape` it is the bundled model, packaged, and texts; with `--shape 13b` random weights and random ids.
+finds, or with `--batches 1`, its default. Seconds are the median of some runs. Without `--shape` it is the bundled
+model, packaged, and texts; with `--shape 13b` random weights and random ids.
 "nli" are questions like XNLI's, which three whole texts answer; "cause" like XCOPA's, two short ends of a short text;
 "long" like few-shot questions, four short ends of 1,000 tokens.
 
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,10 +51,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=["nli"])
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), help="sizes that HFLM tries")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
-    setting = (arguments.shape, str(device), arguments.questions, arguments.kinds, arguments.batches)
+    counts = (arguments.questions, arguments.kinds, arguments.batches, arguments.repeats)
+    setting = (arguments.shape, str(device), *counts)
     found = {name: list(in_fresh_process(measured, name, *setting)) for name in MODELS}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     figures = []
@@ -117,7 +121,7 @@ def _tokenizer() -> Any:
 
 
 def measured(
-    name: str, shape: str | None, device: str, count: int, kinds: Sequence[str], batches: Sequence[int]
+    name: str, shape: str | None, device: str, count: int, kinds: Sequence[str], batches: Sequence[int], repeats: int
 ) -> Iterator[dict[str, Any]]:
     """Seconds of each kind, the batch size that was fastest, and the likelihoods."""
     target = torch.device(device)
@@ -127,10 +131,10 @@ def measured(
         requests = questions(kind, count, vocabulary)
         size = fastest(model, requests, [None] if name == "polylm" else batches)
         answers: list[float] = []
-        seconds = timed(lambda: answers.extend(answered(model, requests, size)))  # noqa: B023
+        times = [timed(lambda: answers.extend(answered(model, requests, size))) for _ in range(repeats)]  # noqa: B023
         tokens = sum(len(context) + len(ids) for _, context, ids in requests)
         facts = {"kind": kind, "requests": len(requests), "tokens": tokens}
-        yield {**facts, "seconds": seconds, "batch_size": size, "answers": answers}
+        yield {**facts, "seconds": statistics.median(times), "batch_size": size, "answers": answers[: len(requests)]}
 
 
 def fastest(model: Any, requests: Sequence[Request], batches: Sequence[int | None]) -> int | None:
