@@ -115,7 +115,7 @@ class BatchState:
         self._integers[:, at] = self._sent([_integers(new) for new in new_rows], torch.int32).t()
         self._choices[:, at] = self._sent([_choices(new) for new in new_rows], torch.int64).t()
         self._numbers[:, at] = self._sent([_numbers(new.options) for new in new_rows], torch.float32).t()
-        self.finished[at] = False
+        self.finished.index_fill_(0, at, False)  # an assignment of a number would wait for the device
 
     def begin_beams(self, groups: Sequence[Sequence[int]], length_penalties: Sequence[float]) -> None:
         """Start groups of beams: only the first beam of a prompt counts, for all are equal."""
