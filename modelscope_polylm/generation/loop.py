@@ -202,7 +202,7 @@ class EngineLoop:
 
     def _read(self) -> None:
         """Take what the oldest launched step has chosen."""
-        launched = self._launched.popleft()
+        launched = self._launched[0]  # until all of it is taken, so that an error fails its requests
         launched.wait()
         output = launched.output.tolist()
         for active, rows in launched.requests:
@@ -215,6 +215,7 @@ class EngineLoop:
             if not active.submission.cancelled:
                 self._take_scores(active, launched.scores[first:end] if launched.scores is not None else None)
             first = end
+        self._launched.popleft()
 
     def _take(self, active: ActiveRequest, output: list[list[int]]) -> None:
         # output: of each row, see BatchState.step_output

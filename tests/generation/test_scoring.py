@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from modelscope_polylm.errors import InputError, SnapshotError
+from modelscope_polylm.errors import DeviceError, InputError, SnapshotError
 from modelscope_polylm.generation.engine import Engine
 from modelscope_polylm.generation.options import GenerationOptions
 from modelscope_polylm.generation.outputs import TokenScores
 from modelscope_polylm.generation.requests import checked_requests, scoring_requests
+from modelscope_polylm.generation.runner import AsyncReadback
 from tests.generation.models import engine_of, generate
 from tests.generation.random_gpt2 import PROMPTS, VOCABULARY, random_model
 
@@ -141,3 +142,17 @@ def test_results_that_are_not_finite_are_an_error() -> None:
     broken.transformer.ln_f.bias.data[3] = math.inf
     with pytest.raises(SnapshotError, match="not finite"):
         score(engine_of(broken), [[5, 6, 7]], [1])
+
+
+def test_an_error_while_scores_are_read_fails_them_and_nothing_else(
+    model: GPT2LMHeadModel, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(readback: AsyncReadback) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(AsyncReadback, "wait", broken)
+    with pytest.raises(DeviceError, match="broken"):
+        score(engine, texts_of([20]), [4])
+    (text,) = texts_of([20])
+    check(model, text, 4, score(engine, [text], [4])[0])
