@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def limited_memory(room: int) -> Iterator[None]:
         return
     import resource
 
+    gc.collect()  # what other tests have left must not become room
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + room, hard))
