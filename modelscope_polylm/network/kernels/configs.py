@@ -7,6 +7,7 @@ less shared memory take fewer stages of the same blocks.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -224,8 +225,9 @@ def choose_attention(
     """Cuts long rows so that few of them fill the card; independent of the lengths, which grow on the device.
 
     In 16 bits, of 9 rows and more several programs share a multiprocessor: two warps and keys on their way made a layer
-    of 64 rows take 259 us instead of 285, and one of 256 rows 586 instead of 685 (H200, 192 cached tokens). Keys and
-    values of an int8 cache pass through registers, and are not on their way (Triton 3.9 fails to compile it).
+    of 64 rows take 259 us instead of 285, and one of 256 rows 586 instead of 685 (H200, 192 cached tokens; Triton 3.6).
+    Keys and values of an int8 cache pass through registers, and are not on their way. With Triton 3.9 none are: its
+    pipeliner fails where slots are read a block ahead of their keys.
     """
     splits = max(1, min(13, round(2.5 * multiprocessors(device) / (groups * heads))))
     # many groups of one row fill the card as they are, and programs without work cost time, too
@@ -236,7 +238,18 @@ def choose_attention(
         return AttentionConfig(key_block(dtype), 4, splits, group_splits, registers=254 if rows <= 2 else 128)
     if is_int8:
         return AttentionConfig(key_block(dtype), 4, splits, group_splits, registers=128)
-    return AttentionConfig(key_block(dtype), 2, splits, group_splits, registers=168, stages=2)
+    stages = 2 if _triton_version() < (3, 9) else 1
+    return AttentionConfig(key_block(dtype), 2, splits, group_splits, registers=168, stages=stages)
+
+
+@functools.cache
+def _triton_version() -> tuple[int, ...]:
+    """Major and minor version of the Triton that compiles the kernels; (0, 0) if there is none."""
+    try:
+        import triton
+    except ImportError:
+        return (0, 0)
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def choose_prefill_attention(dtype: torch.dtype, is_int8: bool = False) -> PrefillAttentionConfig:

@@ -109,12 +109,14 @@ def test_bits_depend_on_nothing_that_the_rows_change():
     ("rows", "groups", "splits", "group_splits"),
     [(1, 1, 8, 24), (4, 1, 8, 24), (16, 16, 1, 4), (64, 64, 1, 1), (64, 16, 1, 4)],
 )
-def test_attention_fills_the_card(rows, groups, splits, group_splits, monkeypatch):
+@pytest.mark.parametrize(("triton", "stages"), [((3, 6), 2), ((3, 9), 1)])
+def test_attention_fills_the_card(rows, groups, splits, group_splits, triton, stages, monkeypatch):
     monkeypatch.setattr(configs, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(configs, "_triton_version", lambda: triton)
     config = configs.choose_attention(rows, groups, 40, torch.bfloat16, CPU)
     assert (config.splits, config.group_splits) == (splits, group_splits)
     # many rows share a multiprocessor
-    assert (config.warps, config.stages) == ((2, 2) if rows > 8 else (4, 1))
+    assert (config.warps, config.stages) == ((2, stages) if rows > 8 else (4, 1))
 
 
 @pytest.mark.parametrize("rows", [1, 16, 32, 33, 64, 256])
