@@ -223,7 +223,7 @@ def own_trainer(
 ) -> Any:
     """What `polylm finetune` trains with, on a device that has so many gigabytes, or what is free."""
     from modelscope_polylm.training.network import trained_model
-    from modelscope_polylm.training.plan import adapter_parameters, recomputed_blocks
+    from modelscope_polylm.training.plan import recomputed_blocks
     from modelscope_polylm.training.trainer import FinetuneTrainer, training_arguments
 
     tokenizer = PolyLMTokenizer.from_pretrained(TINY_FOLDER)  # for its end token
@@ -232,13 +232,11 @@ def own_trainer(
     arguments = training_arguments(folder, options, steps, 1, **kind)
     arguments.save_strategy = "no"
     config = snapshot.config
-    trained = adapter_parameters(config, options.lora_rank) if options.method == "lora" else config.parameters
-    itemsize = 4 if options.method == "full" else dtype.itemsize
     free = free_bytes(device)
     if gigabytes is not None:
         torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / torch.cuda.mem_get_info(device)[1], device)
         free = min(free, int(gigabytes * 1e9))
-    recomputed = recomputed_blocks(config, options, trained, itemsize, free)
+    recomputed = recomputed_blocks(config, options, dtype.itemsize, free)
     print(f"{recomputed} of {config.layers} blocks compute their activations again.", flush=True)
     model = trained_model(snapshot, options, device, dtype, recomputed_blocks=recomputed)
     return FinetuneTrainer(model, arguments, data)

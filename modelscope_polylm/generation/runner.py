@@ -192,7 +192,10 @@ class Runner:
             return None
         if self.state.device.type == "cuda":
             # kernels are compiled, or chosen by the library, for each new number of rows, which takes a while
-            tokens_more, wanted_more = -len(packed) % PREFILL_ROWS, _prefill_rows(len(wanted)) - len(wanted)
+            tokens_more, wanted_more = (
+                -len(packed) % PREFILL_ROWS,
+                _bucket(len(wanted), self.state.device) - len(wanted),
+            )
             given = (_pad(packed, tokens_more), _pad(at, tokens_more), given[2], _pad(wanted, wanted_more))
         hidden = self._prefill(*(self.state.send(part) for part in given))
         self._hidden[: len(last)] = hidden[: len(last)]
@@ -337,11 +340,6 @@ def _wanted(admitted: Sequence[ActiveRequest]) -> tuple[list[int], list[int]]:
     return last, before
 
 
-def _prefill_rows(count: int) -> int:
-    """Rows to which the results that a prefill wants are padded."""
-    return next((size for size in ROW_BUCKETS if size >= count), -(-count // PREFILL_ROWS) * PREFILL_ROWS)
-
-
 def _pad(values: Tensor, count: int) -> Tensor:
     # values: [n] -> [n + count], with zeros at the end
     return torch.nn.functional.pad(values, (0, count))
@@ -366,4 +364,6 @@ def _event_on(device: torch.device) -> torch.cuda.Event | None:
 
 def _bucket(count: int, device: torch.device) -> int:
     # on a CPU nothing is captured, so nothing is padded
-    return next(size for size in ROW_BUCKETS if size >= count) if device.type == "cuda" else count
+    if device.type != "cuda":
+        return count
+    return next((size for size in ROW_BUCKETS if size >= count), count + -count % PREFILL_ROWS)

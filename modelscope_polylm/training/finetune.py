@@ -20,7 +20,7 @@ from modelscope_polylm.files import file_sha256, lock, read_own_json, write_atom
 from modelscope_polylm.training.collate import RecordEncoder, TokenFile
 from modelscope_polylm.training.dataset import EVALUATION, RunRows, TokenStore, groups_of
 from modelscope_polylm.training.options import TrainingOptions
-from modelscope_polylm.training.plan import Plan, adapter_parameters, marked_sample, memory_needed, recomputed_blocks
+from modelscope_polylm.training.plan import Plan, marked_sample, memory_needed, recomputed_blocks, trained_parameters
 from modelscope_polylm.training.prepare import DataSet
 from modelscope_polylm.training.schedule import Curriculum
 
@@ -242,8 +242,7 @@ class _Run:
         step_rows = options.micro_batches(self.processes) * options.device_rows * self.processes
         self.rows = RunRows(tokens, self.job.data, options, step_rows, evaluation)
         self.steps = -(-len(self.rows.training) // step_rows)
-        trained = adapter_parameters(config, options.lora_rank) if options.method == "lora" else config.parameters
-        sizes = (config, options, trained, 4 if options.method == "full" else self.dtype.itemsize)
+        sizes = (config, options, self.dtype.itemsize)
         available = free_bytes(self.device)
         # FSDP shares out weights that the estimate counts whole
         is_left_open = _is_sharded() and options.checkpointing is None
@@ -256,7 +255,7 @@ class _Run:
             steps=self.steps,
             step_rows=step_rows,
             parameters=config.parameters,
-            trained_parameters=trained,
+            trained_parameters=trained_parameters(config, options),
             memory=memory_needed(*sizes, self.recomputed),
             available=available,
             blocks=config.layers,

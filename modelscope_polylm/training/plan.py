@@ -103,49 +103,47 @@ class Plan:
             yield f"Activations {again} are computed again in the backward pass."
 
 
-def recomputed_blocks(
-    config: PolyLMConfig, options: TrainingOptions, trained_parameters: int, weight_bytes: int, available: int
-) -> int:
+def recomputed_blocks(config: PolyLMConfig, options: TrainingOptions, product_bytes: int, available: int) -> int:
     """How many blocks compute their activations again: as the options say, or as few as the memory allows.
 
     Args:
-        config, options, trained_parameters, weight_bytes: as in `memory_needed`.
+        config, options, product_bytes: as in `memory_needed`.
         available: bytes that the device has free.
     """
     if options.checkpointing is not None:
         return config.layers if options.checkpointing else 0
 
     def fits(count: int) -> bool:
-        needed = memory_needed(config, options, trained_parameters, weight_bytes, count)
-        return sum(needed.values()) <= FILLED * available
+        return sum(memory_needed(config, options, product_bytes, count).values()) <= FILLED * available
 
     return next((count for count in range(config.layers) if fits(count)), config.layers)
 
 
 def memory_needed(
-    config: PolyLMConfig, options: TrainingOptions, trained_parameters: int, weight_bytes: int, recomputed: int
+    config: PolyLMConfig, options: TrainingOptions, product_bytes: int, recomputed: int
 ) -> dict[str, int]:
     """Estimated bytes of a device that holds the whole network, by what for.
 
     Args:
         config: sizes of the network.
         options: of the run, complete.
-        trained_parameters: numbers that learn, in fp32.
-        weight_bytes: bytes of a number of the network that is not quantised.
+        product_bytes: bytes of a number in products, and of frozen ones that are not quantised; those that learn are
+            fp32.
         recomputed: blocks whose activations are computed again.
     """
     tokens, width = options.device_rows * (options.length or 0), config.hidden_size
-    residual = 4 if options.residual == "float32" or options.method == "full" else weight_bytes
+    is_adapter, trained = options.method == "lora", trained_parameters(config, options)
+    weight_bytes = product_bytes if is_adapter else 4
+    residual = 4 if options.residual == "float32" else weight_bytes
     block = BLOCK_WIDTHS * tokens * width
     kept = recomputed * tokens * width * residual + (config.layers - recomputed) * block
-    is_adapter = options.method == "lora"
     # logits in fp32, as gradients and in the weights' type, and the embedding's gradient where it learns
     head = 10 * min(_chunk_logits(), tokens * config.vocab_size) + (0 if is_adapter else 4 * config.vocab_size * width)
-    adapter = 4 * trained_parameters if is_adapter else 0
+    adapter = 4 * trained if is_adapter else 0
     return {
         "weights": _weight_bytes(config, options.quantization, weight_bytes) + adapter,
-        "gradients": 4 * trained_parameters,
-        "optimizer": ADAM_BYTES * trained_parameters,
+        "gradients": 4 * trained,
+        "optimizer": ADAM_BYTES * trained,
         "activations": int(kept + IN_FLIGHT * block),
         "output layer": head,
     }
@@ -168,11 +166,13 @@ def _chunk_logits() -> int:
     return CHUNK_LOGITS
 
 
-def adapter_parameters(config: PolyLMConfig, rank: int) -> int:
-    """Numbers of a low-rank adapter of all projections."""
+def trained_parameters(config: PolyLMConfig, options: TrainingOptions) -> int:
+    """Numbers that learn: all, or those of a low-rank adapter of all projections."""
+    if options.method != "lora":
+        return config.parameters
     width, inner = config.hidden_size, config.intermediate_size
     shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
-    return config.layers * rank * sum(map(sum, shapes))
+    return config.layers * options.lora_rank * sum(map(sum, shapes))
 
 
 def marked_sample(tokens: TokenFile, index: int, tokenizer: PolyLMTokenizer) -> str:

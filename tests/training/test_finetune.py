@@ -27,7 +27,7 @@ from modelscope_polylm.packaging.package import package_snapshot
 from modelscope_polylm.packaging.quantized_source import Quantization
 from modelscope_polylm.training.finetune import Job, evaluate, finetune, plan
 from modelscope_polylm.training.options import TrainingOptions
-from modelscope_polylm.training.plan import adapter_parameters, memory_needed, recomputed_blocks
+from modelscope_polylm.training.plan import memory_needed, recomputed_blocks
 from modelscope_polylm.training.prepare import DataSet
 from modelscope_polylm.training.schedule import Curriculum
 from modelscope_polylm.training.sources import SOURCES
@@ -506,7 +506,7 @@ def test_the_papers_defaults() -> None:
 def test_as_few_activations_as_the_memory_asks_for_are_computed_again() -> None:
     config = shape_config("13b")
     options = TrainingOptions.from_dict({}).for_model(config.hidden_size, config.max_positions)
-    sizes = (config, options, adapter_parameters(config, options.lora_rank), 2)
+    sizes = (config, options, 2)
     counts = [recomputed_blocks(*sizes, gigabytes * 10**9) for gigabytes in (32, 40, 48, 80)]
     assert counts[0] == config.layers > counts[1] > counts[2] > counts[3] == 0
     for gigabytes, count in zip((40, 48), counts[1:], strict=False):
