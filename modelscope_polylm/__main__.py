@@ -19,10 +19,9 @@ from modelscope_polylm.cli.batch.command import batch
 from modelscope_polylm.cli.bench.command import bench
 from modelscope_polylm.cli.chat.command import chat
 from modelscope_polylm.cli.data import data
-from modelscope_polylm.cli.demo import demo
 from modelscope_polylm.cli.eval import evaluate
 from modelscope_polylm.cli.finetune import finetune, swift_plugin
-from modelscope_polylm.cli.generate import generate
+from modelscope_polylm.cli.generate import demo, generate
 from modelscope_polylm.cli.info import info
 from modelscope_polylm.cli.packages import package, upload, verify
 from modelscope_polylm.cli.score import score

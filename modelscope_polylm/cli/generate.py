@@ -1,9 +1,10 @@
-"""`polylm generate`: one answer, on stdout alone."""
+"""`polylm generate` and `polylm demo`: one answer, on stdout alone; and the published snippet in every language."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from modelscope_polylm.errors import InputError
 from modelscope_polylm.files import decode_text
+from modelscope_polylm.releases import BEAM_SEARCH
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     BackendFlag,
@@ -24,8 +26,9 @@ from modelscope_polylm.terminal.flags import (
     RevisionFlag,
     takes_generation_options,
 )
-from modelscope_polylm.terminal.models import load_model
+from modelscope_polylm.terminal.models import find_model, limit_threads, load_model
 from modelscope_polylm.terminal.output import json_line, write
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
@@ -108,3 +111,29 @@ def answer_record(result: GenerationResult) -> dict[str, Any]:
     if len(result.texts) > 1:
         record |= {"texts": result.texts, "scores": [completion.score for completion in result.completions]}
     return record
+
+
+def demo(*, model: ModelFlag = "tiny", device: DeviceFlag = None) -> None:
+    """Translate a sentence into 18 languages.
+
+    With the bundled demonstration model, by ModelScope's pipeline.
+    """
+    from modelscope.pipelines import pipeline
+    from modelscope.utils.constant import Tasks
+
+    from modelscope_polylm.backends.placement import choose_device
+
+    pipe = pipeline(Tasks.text_generation, model=str(find_model(model)), device=str(choose_device(device)))
+    limit_threads(pipe.model.generator)
+    write(f"{translate(pipe, ['Chinese'])[0]}\n\n")
+    others = [language for language in LANGUAGES.values() if language != "English"]
+    texts = {"English": SENTENCE, **dict(zip(others, translate(pipe, others), strict=True))}
+    width = max(map(len, texts))
+    write("".join(f"{language:{width}}  {texts[language]}\n" for language in LANGUAGES.values()))
+
+
+def translate(pipe: Any, languages: Sequence[str]) -> list[str]:
+    """Translate the sentence with the published prompt and settings; returns what follows the prompt."""
+    prompts = [f"<|user|>\n{translation_request(SENTENCE, language)}\n<|assistant|>\n" for language in languages]
+    outputs = pipe(prompts, batch_size=len(prompts), return_full_text=False, **BEAM_SEARCH)
+    return [output["text"] for output in outputs]

@@ -1,4 +1,4 @@
-"""`polylm generate`: texts from everywhere, answers alone on stdout."""
+"""`polylm generate` and `polylm demo`: texts from everywhere, answers alone on stdout, and the published call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from modelscope_polylm import GenerationOptions
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.terminal.flags import REPORTS
+from modelscope_polylm.text.languages import LANGUAGES, SENTENCE
+from tests.processes import ended_seconds, run_polylm
 
 SHORT = ("--num-beams", "1", "--max-new-tokens", "8")
 TEXT = "Beijing is the"
@@ -152,3 +154,18 @@ def test_every_option_has_a_flag_and_its_own_help(polylm: Callable[..., Any]) ->
 def test_no_flag_given_is_no_option_given(generator: TextGenerator) -> None:
     assert generator.options(dict.fromkeys(field.name for field in option_fields())) == generator.options({})
     assert isinstance(generator.options({}), GenerationOptions)
+
+
+def test_demo_translates_into_18_languages_quickly() -> None:
+    before = ended_seconds()
+    done = run_polylm("demo", "--device", "cpu")
+    seconds = ended_seconds() - before
+    assert (done.returncode, done.stderr) == (0, "")
+    assert seconds < 12
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["北京是中国的首都。", ""]
+    translations = dict(line.split(maxsplit=1) for line in lines[2:])
+    assert list(translations) == list(LANGUAGES.values())
+    assert translations["English"] == SENTENCE
+    assert translations["French"] == "Pékin est la capitale de la Chine."
+    assert len(set(translations.values())) == 18
