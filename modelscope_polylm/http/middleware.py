@@ -1,23 +1,47 @@
-"""ASGI middleware: bodies within bounds, and no web page of another host."""
+"""What comes before the application: bounds of a body, no web page of another host, refusals in OpenAI's form."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anyio
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from modelscope_polylm.http.errors import error_response
 
 BODY_SECONDS = 30.0
 """A body has to be complete within this time."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 ANY_ORIGIN = "*"
 JSON_TYPE = re.compile(rb"application/([\w.-]+\+)?json", re.IGNORECASE)
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The JSON of a refusal: `{"error": {"message", "type", "param", "code"}}`.
+
+    Args:
+        status: the HTTP status, which decides the type.
+        message: what was wrong, and what to do.
+        param: the field of the request that it is about.
+        code: OpenAI's name for the problem, where it has one.
+    """
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A refusal as a response; the arguments are those of `error_body`, and further headers."""
+    return JSONResponse(error_body(status, message, param, code), status, dict(headers or {}))
 
 
 class BodyMiddleware:

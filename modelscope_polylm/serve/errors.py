@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from modelscope_polylm.errors import ContextLengthError, DeviceError, InputError, OptionError, PolyLMError
-from modelscope_polylm.http.errors import error_body, error_response
+from modelscope_polylm.http.middleware import error_body, error_response
 
 DEEPL_ROOT = "/v2/"
 UNEXPECTED = "Something went wrong on the server, and its log tells what."

@@ -14,9 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from modelscope_polylm.http import connections
-from modelscope_polylm.http.connections import MAX_HEAD_BYTES, MAX_HEADERS
-from modelscope_polylm.http.server import Server
+from modelscope_polylm.http import server as http_server
+from modelscope_polylm.http.server import MAX_HEAD_BYTES, MAX_HEADERS, Server
 from tests.http.running import exchange, json_of, listening, received, status_of, wait_for
 
 CLOSE = b"Connection: close\r\n"
@@ -161,7 +160,7 @@ def flood(port: int, piece: bytes, seconds: float = 20) -> int:
 
 @pytest.mark.parametrize("piece", [b"a: b\r\n" * 10_000, b"x" * 60_000, b"a: " + b"b" * 60_000 + b"\r\n"])
 def test_heads_without_end_take_no_memory(port: int, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "LINGER_SECONDS", 0.2)
     process, start = psutil.Process(), time.monotonic()
     before = process.memory_info().rss
     senders = [threading.Thread(target=flood, args=(port, piece)) for _ in range(4)]
@@ -270,7 +269,7 @@ def test_http_2_without_asking_is_refused(port: int) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1", b"POST / HTTP/1.1\r\n" + HOST], ids=["nothing", "line", "head"])
 def test_slow_heads_are_not_waited_for(port: int, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     start = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
         slow.sendall(sent)
@@ -280,7 +279,7 @@ def test_slow_heads_are_not_waited_for(port: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_head_byte_by_byte(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     start = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as slow, pytest.raises(OSError):
         for _ in range(200):
@@ -290,7 +289,7 @@ def test_a_head_byte_by_byte(port: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_second_head_byte_by_byte(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
         slow.sendall(b"GET /echo HTTP/1.1\r\n" + HOST + b"\r\n")
         answer = b""
@@ -301,7 +300,7 @@ def test_a_second_head_byte_by_byte(port: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_connection_may_rest_between_two_requests(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     answer = exchange(port, b"GET /a HTTP/1.1\r\n" + HOST + b"\r\n", request(b"/b"), pause=0.6)
     assert answer.count(b"HTTP/1.1 200") == 2
 
@@ -374,7 +373,7 @@ def deaf(port: int, path: bytes) -> socket.socket:
 def test_clients_that_never_read_are_cut_off(
     port: int, server: Server, application: Application, monkeypatch: pytest.MonkeyPatch, path: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "SEND_SECONDS", 0.5)
     start = time.monotonic()
     clients = [deaf(port, path) for _ in range(20)]
     wait_for(lambda: application.asked == 20)
@@ -390,7 +389,7 @@ def test_clients_that_never_read_are_cut_off(
 def test_the_end_does_not_wait_for_clients_that_never_read(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "END_SEND_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "END_SEND_SECONDS", 0.5)
     server = Server(application, "127.0.0.1", 0, end_seconds=30)
     with listening(server) as port:
         clients = [deaf(port, path) for path in (b"/flood", b"/large") for _ in range(5)]
@@ -405,7 +404,7 @@ def test_the_end_does_not_wait_for_clients_that_never_read(
 
 
 def test_too_many_connections(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
     kept = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3)]
     time.sleep(0.1)
     with pytest.raises(OSError):
