@@ -29,9 +29,15 @@ from modelscope_polylm.cli.self_instruct import self_instruct
 from modelscope_polylm.cli.tokens import tokens
 from modelscope_polylm.cli.translate.command import translate
 from modelscope_polylm.serve.command import serve
-from modelscope_polylm.terminal.errors import EXIT_CODES, WRONG_INPUT, handle_errors, print_error
 from modelscope_polylm.terminal.flags import ModelCommand, takes_model
-from modelscope_polylm.terminal.output import choose_encodings, write_error
+from modelscope_polylm.terminal.output import (
+    EXIT_CODES,
+    WRONG_INPUT,
+    choose_encodings,
+    handle_errors,
+    print_error,
+    write_error,
+)
 from modelscope_polylm.web.command import web
 
 UsageError: Any = typer.BadParameter.__base__  # typer has it from click, or a copy of its own
@@ -116,7 +122,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "polylm") -> None:
-    """Run the command line and end the process with an exit code of `terminal.errors.EXIT_CODES`.
+    """Run the command line and end the process with an exit code of `terminal.output.EXIT_CODES`.
 
     Args:
         arguments: what follows the program's name; that of this process if None.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from modelscope_polylm.errors import ContextLengthError, InputError, suggestion
-from modelscope_polylm.terminal.errors import FAILED
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     CacheDtypeFlag,
@@ -23,7 +22,7 @@ from modelscope_polylm.terminal.flags import (
     RevisionFlag,
 )
 from modelscope_polylm.terminal.models import load_model
-from modelscope_polylm.terminal.output import json_line, write, write_error
+from modelscope_polylm.terminal.output import FAILED, json_line, write, write_error
 
 if TYPE_CHECKING:
     from modelscope_polylm.cli.batch.rows import Row

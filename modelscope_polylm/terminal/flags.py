@@ -18,7 +18,7 @@ from typer.core import TyperArgument, TyperCommand
 from modelscope_polylm.errors import OptionError, suggestion
 from modelscope_polylm.generation.options import option_fields
 from modelscope_polylm.releases import RELEASES
-from modelscope_polylm.terminal.errors import with_signature
+from modelscope_polylm.terminal.output import with_signature
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ENVIRONMENT_PREFIX = "POLYLM"

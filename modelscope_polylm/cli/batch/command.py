@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from modelscope_polylm.errors import OptionError
-from modelscope_polylm.terminal.errors import FAILED, INTERRUPTED
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     BackendFlag,
@@ -24,7 +23,7 @@ from modelscope_polylm.terminal.flags import (
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model, model_names
-from modelscope_polylm.terminal.output import is_terminal, write, write_error
+from modelscope_polylm.terminal.output import FAILED, INTERRUPTED, is_terminal, write, write_error
 
 
 @takes_generation_options

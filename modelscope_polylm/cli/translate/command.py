@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelscope_polylm.errors import OptionError, shortened
-from modelscope_polylm.terminal.errors import INTERRUPTED
 from modelscope_polylm.terminal.flags import (
     AdapterFlag,
     BackendFlag,
@@ -21,7 +20,7 @@ from modelscope_polylm.terminal.flags import (
     takes_generation_options,
 )
 from modelscope_polylm.terminal.models import load_model
-from modelscope_polylm.terminal.output import is_terminal, json_line, write, write_error
+from modelscope_polylm.terminal.output import INTERRUPTED, is_terminal, json_line, write, write_error
 from modelscope_polylm.text.languages import LANGUAGES, find_language
 
 if TYPE_CHECKING:
