@@ -306,7 +306,7 @@ def _check_network(snapshot: Snapshot, device: str | None = None) -> Iterator[Fi
 
 
 def _translation_loss(snapshot: Snapshot, decoder: Decoder) -> Finding:
-    from modelscope_polylm.backends.plausibility import translation_loss
+    from modelscope_polylm.backends.native import translation_loss
 
     loss, chance = translation_loss(decoder, snapshot.tokenizer), math.log(snapshot.config.vocab_size)
     found = f"Translations of a sentence take {loss:.2f} nats per token, guessing takes {chance:.2f}"
