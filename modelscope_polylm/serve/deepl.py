@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
     from modelscope_polylm.generator import GenerationResult, TextGenerator
     from modelscope_polylm.inputs import Prompt
-    from modelscope_polylm.serve.metrics import Metrics
+    from modelscope_polylm.serve.middleware import Metrics
     from modelscope_polylm.serve.queue import RequestQueue
 
 FORM_TYPE = "application/x-www-form-urlencoded"

@@ -17,9 +17,15 @@ from typing import TYPE_CHECKING
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.generation.outputs import Completion
 from modelscope_polylm.openai_requests import FINISH_REASONS
-from modelscope_polylm.serve.choices import GrowingText, text_to_score, wanted_answers, whole_choice
 from modelscope_polylm.serve.errors import BusyError, EndingError, RequestError, UnexpectedError
-from modelscope_polylm.serve.requests import ParsedRequest, RequestState
+from modelscope_polylm.serve.requests import (
+    GrowingText,
+    ParsedRequest,
+    RequestState,
+    text_to_score,
+    wanted_answers,
+    whole_choice,
+)
 
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Delta, DeltaStream, Request
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     from modelscope_polylm.generation.outputs import TokenScores
     from modelscope_polylm.generator import TextGenerator
     from modelscope_polylm.inputs import Prompt
-    from modelscope_polylm.serve.metrics import Metrics
+    from modelscope_polylm.serve.middleware import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A request on its way through the server: what the engine gets, and what is known of the answers."""
+"""A request on its way through the server: what the engine gets, and what a client reads of its token ids."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from modelscope_polylm.generation.outputs import TokenScores
+from modelscope_polylm.openai_requests import FINISH_REASONS
+from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
+
 if TYPE_CHECKING:
     from modelscope_polylm.backends.base import Completion
     from modelscope_polylm.generation.options import GenerationOptions
     from modelscope_polylm.inputs import Prompt
     from modelscope_polylm.openai_requests import FinishReason
+    from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 
 @dataclass(frozen=True)
@@ -165,3 +170,162 @@ class RequestState:
         # a request may have failed before anybody waited for it
         if self.error is not None:
             raise self.error
+
+
+def answer_ids(request: ParsedRequest, completion: Completion) -> list[int]:
+    """The tokens of an answer that are told; with echo also its end token, as clients count what follows a prompt."""
+    ends = [completion.end_token] if request.echo and completion.end_token is not None else []
+    return [*completion.ids, *ends]
+
+
+def text_to_score(request: ParsedRequest, prompt: Prompt, completion: Completion) -> tuple[list[int], int]:
+    """The tokens of a prompt and its answer, and the position of the first one that is scored."""
+    return [*prompt.ids, *answer_ids(request, completion)], 1 if request.echo else len(prompt.ids)
+
+
+def scored_tokens(
+    ids: Sequence[int], scores: TokenScores | None, detokenizer: IncrementalDetokenizer, tokenizer: PolyLMTokenizer
+) -> list[Token]:
+    """The tokens of a text.
+
+    Args:
+        ids: of the text.
+        scores: of its last tokens, or of what stands before it and of all of its tokens; None if they are unknown.
+        detokenizer: stands before the text, and after it in the end.
+        tokenizer: the model's.
+    """
+    tokens = []
+    first = len(scores.logprobs) - len(ids) if scores is not None else -len(ids)
+    for place, token in enumerate(ids, start=first):
+        found = _token(token, detokenizer.push([token]), tokenizer)
+        if scores is not None and place >= 0:
+            found.logprob = scores.logprobs[place]
+            for best, logprob in scores.best[place] if scores.best else ():
+                # the token itself goes by one name in both lists
+                other = found if best == token else _token(best, _own_text(best, tokenizer), tokenizer)
+                found.best.append(Token(other.name, other.text, other.raw, logprob))
+        tokens.append(found)
+    return tokens
+
+
+def _own_text(token: int, tokenizer: PolyLMTokenizer) -> str:
+    return (tokenizer.piece_bytes(token) or b"").decode(errors="ignore")
+
+
+def _token(token: int, text: str, tokenizer: PolyLMTokenizer) -> Token:
+    byte = tokenizer.byte_value(token)
+    raw = text.encode() if byte is None else bytes([byte])
+    name = text or (f"bytes:\\x{byte:02x}" if byte is not None else tokenizer.id_to_piece(token))
+    return Token(name, text, raw)
+
+
+class GrowingText:
+    """The text of one answer while its tokens come, without stop strings.
+
+    Args:
+        prompt: what it answers.
+        stops: the stop strings.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, prompt: Prompt, stops: Sequence[str], tokenizer: PolyLMTokenizer) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt.ids)
+        self._stop_text = StopText(stops)
+
+    def push(self, ids: Sequence[int], is_end: bool) -> str:
+        """Take new tokens; the text that they add for certain."""
+        text = self._stop_text.push(self._detokenizer.push(ids))
+        return text + self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish() if is_end else text
+
+
+def wanted_answers(
+    request: ParsedRequest, completions: Sequence[Sequence[Completion]]
+) -> list[tuple[Prompt, Completion]]:
+    """The answers that are returned, with their prompts, of those to each of the request's prompts."""
+    answers = []
+    for first in range(0, len(completions), request.copies):
+        found = [each for group in completions[first : first + request.copies] for each in group]
+        if request.candidates > request.wanted:
+            found = sorted(found, key=_mean_logprob, reverse=True)[: request.wanted]
+        answers += [(request.prompts[first], completion) for completion in found]
+    return answers
+
+
+def whole_choice(
+    request: ParsedRequest,
+    prompt: Prompt,
+    completion: Completion,
+    tokenizer: PolyLMTokenizer,
+    scores: TokenScores | None = None,
+) -> Choice:
+    """The choice of a complete answer; `scores` are of the tokens of `text_to_score`, if these were scored."""
+    if scores is None and completion.logprobs is not None:
+        scores = TokenScores(completion.logprobs, [])
+    detokenizer, stop_text = IncrementalDetokenizer(tokenizer, prompt.ids), StopText(request.stops)
+    ids = answer_ids(request, completion)
+    tokens = scored_tokens(ids, scores, detokenizer, tokenizer)
+    text = stop_text.push("".join(token.text for token in tokens) + detokenizer.finish()) + stop_text.finish()
+    reason = "stop" if stop_text.found else FINISH_REASONS[completion.finish_reason]
+    choice = Choice(text, len(completion.ids), reason, completion.score if request.scored else None)
+    if scores is not None:
+        choice.logprobs = _up_to(len(text), tokens) if stop_text.found else tokens
+    if scores is not None and request.echo:
+        count = len(scores.logprobs) - len(ids)
+        before = TokenScores(scores.logprobs[:count], scores.best[:count])
+        choice.prompt_logprobs = scored_tokens(prompt.ids, before, IncrementalDetokenizer(tokenizer), tokenizer)
+    return choice
+
+
+def _mean_logprob(completion: Completion) -> float:
+    return (completion.score or 0.0) / max(len(completion.ids), 1)
+
+
+def _up_to(length: int, tokens: Sequence[Token]) -> list[Token]:
+    """The tokens that begin before a text of this length ends."""
+    kept, position = [], 0
+    for token in tokens:
+        if position >= length:
+            break
+        kept.append(token)
+        position += len(token.text)
+    return kept
+
+
+class StopText:
+    """Passes text on up to the first stop string.
+
+    Args:
+        stops: the stop strings; with none, all text passes at once.
+
+    Attributes:
+        found: whether a stop string was complete. Text after it is dropped.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Take more text; return what is certain to stand before any stop string."""
+        if self.found or not self._stops:
+            return "" if self.found else text
+        text = self._held + text
+        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        kept = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def finish(self) -> str:
+        """What was held back; the text has ended without a stop string."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that begins the stop string."""
+    longest = min(len(text), len(stop) - 1)
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

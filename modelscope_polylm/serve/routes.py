@@ -18,8 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from modelscope_polylm.errors import PolyLMError
 from modelscope_polylm.serve.errors import RequestError, UnknownModelError, refusal_of
-from modelscope_polylm.serve.metrics import Metrics
-from modelscope_polylm.serve.middleware import Figures, set_figures
+from modelscope_polylm.serve.middleware import Figures, Metrics, set_figures
 from modelscope_polylm.serve.parsing import note_of
 from modelscope_polylm.serve.queue import RequestQueue
 from modelscope_polylm.serve.requests import ParsedRequest, RequestState

@@ -33,8 +33,14 @@ from modelscope_polylm.serve.deepl import (
     languages,
 )
 from modelscope_polylm.serve.errors import DEEPL_ROOT, Refusal, RequestError, refusal_of
-from modelscope_polylm.serve.metrics import Metrics
-from modelscope_polylm.serve.middleware import LANGUAGES_PATH, TRANSLATE_PATH, Access, KeyMiddleware, RequestLog
+from modelscope_polylm.serve.middleware import (
+    LANGUAGES_PATH,
+    TRANSLATE_PATH,
+    Access,
+    KeyMiddleware,
+    Metrics,
+    RequestLog,
+)
 from modelscope_polylm.serve.parsing import RequestReader
 from modelscope_polylm.serve.queue import RequestQueue
 from modelscope_polylm.serve.responses import ChatFormat, ModelCard, TextFormat
@@ -43,7 +49,6 @@ from modelscope_polylm.serve.schemas import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
-
 
 ROOT = "/v1"
 CHAT, COMPLETIONS, MODELS = f"{ROOT}/chat/completions", f"{ROOT}/completions", f"{ROOT}/models"

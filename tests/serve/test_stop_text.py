@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelscope_polylm.serve.choices import StopText
+from modelscope_polylm.serve.requests import StopText
 
 
 def pushed(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
