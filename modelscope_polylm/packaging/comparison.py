@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelscope_polylm.errors import InputError, OptionError
-from modelscope_polylm.packaging.tokenizer.corpus import sentences
+from modelscope_polylm.packaging.tokenizer.parity import sentences
 from modelscope_polylm.snapshot import Snapshot, open_snapshot
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 from modelscope_polylm.text.prompts import FORMATS, Message, render

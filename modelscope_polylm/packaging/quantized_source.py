@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from modelscope_polylm.errors import InputError, OptionError, SnapshotError, suggestion
 from modelscope_polylm.network.config import GPTQ_BITS, GPTQ_GROUP, PolyLMConfig
 from modelscope_polylm.packaging.safetensors_writer import WeightSource
-from modelscope_polylm.packaging.tokenizer.corpus import sentences
+from modelscope_polylm.packaging.tokenizer.parity import sentences
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from modelscope_polylm.errors import PolyLMError, SnapshotError
 from modelscope_polylm.files import file_sha256, read_json, read_untrusted
 from modelscope_polylm.packaging.files import CHECKSUMS, TOKENIZER_JSON, read_checksums
 from modelscope_polylm.packaging.safetensors_writer import record_problem, row_chunks
-from modelscope_polylm.packaging.tokenizer.corpus import sentences
-from modelscope_polylm.packaging.tokenizer.parity import compare_tokenizers, load_converted
+from modelscope_polylm.packaging.tokenizer.parity import compare_tokenizers, load_converted, sentences
 from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
 from modelscope_polylm.releases import RELEASES, named_release
 from modelscope_polylm.snapshot import Snapshot, open_snapshot

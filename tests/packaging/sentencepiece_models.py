@@ -8,7 +8,7 @@ from typing import Any
 
 import sentencepiece
 
-from modelscope_polylm.packaging.tokenizer.corpus import code_snippets, sentences
+from modelscope_polylm.packaging.tokenizer.parity import code_snippets, sentences
 
 
 @functools.lru_cache(maxsize=64)

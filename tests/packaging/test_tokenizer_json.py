@@ -17,9 +17,13 @@ from tokenizers import Tokenizer, normalizers
 
 from modelscope_polylm.errors import SnapshotError
 from modelscope_polylm.packaging.tokenizer.convert import expected_differences, tokenizer_json
-from modelscope_polylm.packaging.tokenizer.corpus import corpus_strings
 from modelscope_polylm.packaging.tokenizer.normalizer import character_steps, read_rules
-from modelscope_polylm.packaging.tokenizer.parity import ParityReport, compare_tokenizers, load_converted
+from modelscope_polylm.packaging.tokenizer.parity import (
+    ParityReport,
+    compare_tokenizers,
+    corpus_strings,
+    load_converted,
+)
 from modelscope_polylm.packaging.tokenizer.settings import TokenizerSettings, read_settings
 from modelscope_polylm.text.tokenizer import PolyLMTokenizer
 from tests.packaging.sentencepiece_models import train
