@@ -28,9 +28,8 @@ from modelscope_polylm.cli.batch.records import (
     is_table,
     response_lines,
 )
-from modelscope_polylm.cli.batch.requests import PromptTemplate, RequestSource
+from modelscope_polylm.cli.batch.requests import PromptTemplate, RequestSource, RowRunner
 from modelscope_polylm.cli.batch.rows import BatchInput, Row
-from modelscope_polylm.cli.batch.running import RowRunner
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.files import file_sha256
 from modelscope_polylm.terminal.output import NARROW, console, is_terminal
@@ -38,7 +37,6 @@ from modelscope_polylm.terminal.output import NARROW, console, is_terminal
 if TYPE_CHECKING:
     from modelscope_polylm.generation.options import GenerationOptions
     from modelscope_polylm.generator import TextGenerator
-
 
 Found = TypeVar("Found")
 WRITE_ROWS, WRITE_SECONDS = 256, 0.5

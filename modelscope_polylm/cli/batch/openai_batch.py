@@ -22,8 +22,8 @@ from modelscope_polylm.openai_requests import (
 )
 
 if TYPE_CHECKING:
+    from modelscope_polylm.cli.batch.requests import Outcome, RowAnswers
     from modelscope_polylm.cli.batch.rows import Row
-    from modelscope_polylm.cli.batch.running import Outcome, RowAnswers
 
 CHAT, COMPLETION = URLS = ("/v1/chat/completions", "/v1/completions")
 ROW_KEYS = ("custom_id", "method", "url", "body")

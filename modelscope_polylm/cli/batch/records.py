@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from modelscope_polylm.cli.batch.formats import TEXT_COLUMN
-from modelscope_polylm.cli.batch.json_values import text_of
+from modelscope_polylm.cli.batch.formats import TEXT_COLUMN, text_of
 from modelscope_polylm.cli.batch.openai_batch import OpenAIBatch
 from modelscope_polylm.cli.generate import answer_record
 from modelscope_polylm.errors import OptionError, PolyLMError
 from modelscope_polylm.terminal.output import json_line
 
 if TYPE_CHECKING:
+    from modelscope_polylm.cli.batch.requests import Outcome
     from modelscope_polylm.cli.batch.rows import Row
-    from modelscope_polylm.cli.batch.running import Outcome
 
 TABLE_DELIMITERS = {".csv": (",", ";"), ".tsv": ("\t",)}
 """What a table may have between its fields, by its suffix; the input's if it may, else the first."""

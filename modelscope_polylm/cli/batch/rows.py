@@ -24,8 +24,9 @@ from modelscope_polylm.cli.batch.formats import (
     InputFormat,
     find_format,
     opened,
+    read_documents,
+    read_json,
 )
-from modelscope_polylm.cli.batch.json_values import read_documents, read_json
 from modelscope_polylm.errors import DependencyError, InputError, OptionError
 
 LARGEST_FIELD = 1 << 30  # csv's own limit of 131,072 characters is for interactive use

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelscope_polylm.cli.batch.formats import CSV, FORMATS_BY_SUFFIX, JSONL, TEXT_COLUMN
-from modelscope_polylm.cli.batch.json_values import text_of
+from modelscope_polylm.cli.batch.formats import CSV, FORMATS_BY_SUFFIX, JSONL, TEXT_COLUMN, text_of
 from modelscope_polylm.cli.batch.rows import EMPTY, BatchInput
 from modelscope_polylm.cli.generate import read_stdin
 from modelscope_polylm.errors import InputError, OptionError, suggestion

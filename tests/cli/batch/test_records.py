@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from modelscope_polylm.backends.base import Completion
-from modelscope_polylm.cli.batch.json_values import read_json
+from modelscope_polylm.cli.batch.formats import read_json
 from modelscope_polylm.cli.batch.records import TableRecords, answer_lines
+from modelscope_polylm.cli.batch.requests import Outcome, RowAnswers
 from modelscope_polylm.cli.batch.rows import Row
-from modelscope_polylm.cli.batch.running import Outcome, RowAnswers
 from modelscope_polylm.errors import InputError, OptionError
 from modelscope_polylm.generator import GenerationResult
 from modelscope_polylm.inputs import Prompt

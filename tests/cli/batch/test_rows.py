@@ -11,7 +11,7 @@ import openpyxl
 import pyarrow.parquet
 import pytest
 
-from modelscope_polylm.cli.batch.json_values import text_of
+from modelscope_polylm.cli.batch.formats import text_of
 from modelscope_polylm.cli.batch.rows import BatchInput, Row
 from modelscope_polylm.errors import DependencyError, InputError, OptionError
 
