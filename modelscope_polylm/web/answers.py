@@ -1,8 +1,9 @@
-"""Answers that are computed in threads of their own, so that a page can show them, leave them and come back."""
+"""Answers computed in threads of their own, so that a page can show them, leave them and come back; their status."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import logging
 import queue
 import threading
@@ -202,3 +203,15 @@ def explain(error: Exception, words: Words) -> str:
         return str(error)
     logger.exception("An answer failed.", exc_info=error)
     return words("Something went wrong on the server, and its log tells what. Try again, or with other options.")
+
+
+def status_line(text: str) -> str:
+    """One line of HTML below a form, read out when it changes."""
+    return f'<p class="status" role="status">{html.escape(text)}</p>'
+
+
+def show_problem(text: str) -> None:
+    """Tell the user why there is no answer, in a box that stays until it is closed."""
+    import gradio
+
+    gradio.Warning(html.escape(text), duration=None)

@@ -1,18 +1,24 @@
-"""The pages of the web app, one a language: tabs around one model, and the application that serves them."""
+"""The pages of the web app, one a language: tabs around one model, how they look, and the application that serves them.
+
+They load nothing from elsewhere: system fonts only, contrast, room for thumbs, and scripts of their own.
+"""
 
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelscope_polylm.text.languages import LANGUAGES, NATIVE_NAMES
 from modelscope_polylm.web.answers import Answers
 from modelscope_polylm.web.chat import add_chat_tab
 from modelscope_polylm.web.facts import facts_table, notes, title
 from modelscope_polylm.web.middleware import CallMiddleware, PageMiddleware
-from modelscope_polylm.web.style import head, theme
 from modelscope_polylm.web.translate import add_translate_tab
-from modelscope_polylm.web.words import LANGUAGES, Words
+from modelscope_polylm.web.words import LANGUAGES as PAGE_LANGUAGES
+from modelscope_polylm.web.words import Words
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
@@ -22,6 +28,8 @@ MAX_BODY_BYTES = 1_000_000
 MAX_SESSIONS = 200
 """Pages whose state is kept; gradio takes 0.4 MB for each."""
 HOST_HINT = "Start the page with --origin ORIGIN to show it under another name."
+FOLDER = Path(__file__).parent
+HTML_LANGUAGES = {"en": "en", "zh": "zh-CN", "vi": "vi"}
 
 
 def build_pages(generator: TextGenerator, at_once: int = 1, waiting: int = 32) -> dict[str, Any]:
@@ -33,7 +41,7 @@ def build_pages(generator: TextGenerator, at_once: int = 1, waiting: int = 32) -
         waiting: requests that may wait for their turn; further ones are refused.
     """
     answers = Answers(generator, at_once, waiting)
-    pages = {language: _page(answers, Words(language)) for language in LANGUAGES}
+    pages = {language: _page(answers, Words(language)) for language in PAGE_LANGUAGES}
     for page in pages.values():
         # a message that waits for its turn in Answers is shown already and can be stopped; this bounds the rest
         page.queue(max_size=waiting, default_concurrency_limit=None, api_open=False)
@@ -63,7 +71,7 @@ def _languages(words: Words) -> str:
     """Links to the page in its other languages."""
     links = (
         f'<a href="../{language}/" lang="{language}" hreflang="{language}">{name}</a>'
-        for language, name in LANGUAGES.items()
+        for language, name in PAGE_LANGUAGES.items()
         if language != words.language
     )
     return f'<nav class="languages" aria-label="{words("Language of the page")}">{" ".join(links)}</nav>'
@@ -103,3 +111,35 @@ def application(pages: Mapping[str, Any], local: bool = True, origins: Sequence[
         )
     app = PageMiddleware(BodyMiddleware(CallMiddleware(mounted, pages), MAX_BODY_BYTES))
     return HostMiddleware(app, origins, HOST_HINT) if local else app
+
+
+def head(words: Words) -> str:
+    """For the head of the page: what is handed to gradio as CSS reaches only a part of it."""
+    said = {
+        "lang": HTML_LANGUAGES[words.language],
+        "languages": {NATIVE_NAMES[code]: code for code in LANGUAGES},
+        "swap": words("Swap languages"),
+        **{role: words(role) for role in ("User", "Assistant")},
+    }
+    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    constants = f"const polylm = {json.dumps(said, ensure_ascii=False)};"
+    return f"<style>{style}</style><script>{constants}{script}</script>"
+
+
+def theme() -> Any:
+    """Gradio's own look without fonts to fetch; texts have a contrast of 4.5:1 and the edges of controls one of 3:1."""
+    import gradio
+
+    fonts: dict[str, Any] = {"font": [gradio.themes.Font("sans-serif")], "font_mono": [gradio.themes.Font("monospace")]}
+    texts = {
+        f"{part}_color{suffix}": f"*neutral_{shade}"
+        for part in ("block_info_text", "input_placeholder")
+        for suffix, shade in (("", 600), ("_dark", 300))
+    }
+    edges = {
+        f"{control}_border_color{suffix}": f"*neutral_{shade}"
+        for control in ("input", "checkbox")
+        for suffix, shade in (("", 500), ("_dark", 500))
+    }
+    buttons = {"button_primary_background_fill": "*primary_600", "button_primary_background_fill_hover": "*primary_700"}
+    return gradio.themes.Default(primary_hue="indigo", **fonts).set(**texts, **edges, **buttons)
