@@ -15,8 +15,7 @@ from modelscope_polylm.conversation import Conversation, TurnStats
 from modelscope_polylm.text.languages import NATIVE_NAMES
 from modelscope_polylm.text.prompts import ASSISTANT, USER, Message
 from modelscope_polylm.web.answers import Answers, StopSign, explain, show_problem, status_line, waiting_line
-from modelscope_polylm.web.facts import examples, follows_instructions
-from modelscope_polylm.web.options import components, read_values, starting_values
+from modelscope_polylm.web.model import components, examples, follows_instructions, read_values, starting_values
 from modelscope_polylm.web.words import Words
 
 STORAGE, NOT_SECRET = "polylm-chat", "polylm"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from modelscope_polylm.text.languages import LANGUAGES, NATIVE_NAMES
 from modelscope_polylm.web.answers import Answers
 from modelscope_polylm.web.chat import add_chat_tab
-from modelscope_polylm.web.facts import facts_table, notes, title
 from modelscope_polylm.web.middleware import CallMiddleware, PageMiddleware
+from modelscope_polylm.web.model import facts_table, notes, title
 from modelscope_polylm.web.translate import add_translate_tab
 from modelscope_polylm.web.words import LANGUAGES as PAGE_LANGUAGES
 from modelscope_polylm.web.words import Words

@@ -14,7 +14,7 @@ from modelscope_polylm.errors import InputError
 from modelscope_polylm.text.languages import NAMES, SENTENCE
 from modelscope_polylm.translation.translator import TranslationRun, Translator
 from modelscope_polylm.web.answers import Answers, StopSign, explain, show_problem, status_line, waiting_line
-from modelscope_polylm.web.facts import language_choices, language_code
+from modelscope_polylm.web.model import language_choices, language_code
 from modelscope_polylm.web.words import Words
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation
 from modelscope_polylm.text.prompts import FORMATS
 from modelscope_polylm.web.answers import Answers, StopSign
 from modelscope_polylm.web.chat import Chat, ChatView
-from modelscope_polylm.web.options import shown_fields, starting_values
+from modelscope_polylm.web.model import shown_fields, starting_values
 from modelscope_polylm.web.words import Words
 
 STORY = "Tell me a story."

@@ -24,8 +24,7 @@ from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.text.languages import SENTENCE, TRANSLATIONS, translation_request
 from modelscope_polylm.web.answers import StopSign, status_line
 from modelscope_polylm.web.chat import ChatView
-from modelscope_polylm.web.facts import TINY_NOTE
-from modelscope_polylm.web.options import PLAIN_NAMES, shown_fields
+from modelscope_polylm.web.model import PLAIN_NAMES, TINY_NOTE, shown_fields
 from modelscope_polylm.web.page import application, build_pages
 from modelscope_polylm.web.words import WORDS, Words
 from tests.processes import environment

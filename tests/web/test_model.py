@@ -14,7 +14,8 @@ from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.releases import RELEASES
 from modelscope_polylm.text.languages import LANGUAGES, NATIVE_NAMES
 from modelscope_polylm.text.prompts import FORMATS
-from modelscope_polylm.web.facts import (
+from modelscope_polylm.web.model import (
+    NOT_SHOWN,
     QUESTIONS,
     TINY_NOTE,
     examples,
@@ -23,9 +24,11 @@ from modelscope_polylm.web.facts import (
     follows_instructions,
     language_choices,
     notes,
+    read_values,
+    shown_fields,
+    starting_values,
     title,
 )
-from modelscope_polylm.web.options import NOT_SHOWN, read_values, shown_fields, starting_values
 from modelscope_polylm.web.words import Words
 
 
