@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,24 @@ from modelscope_polylm.network.kernels.dispatch import kernel_settings, triton_a
 
 # one process can either interpret kernels or compile them
 INTERPRETED = not torch.cuda.is_available() and use_interpreter()
+
+
+def sum_products_in_double() -> None:
+    """Give an element of an interpreted `tl.dot` the same bits in tiles of every shape, as matrix units do.
+
+    The product of NumPy's library does so on some CPUs (with AVX-512), and not on others (with AVX2).
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
+        total = np.matmul(a.data, b.data, dtype=np.float64) + d.data
+        return TensorHandle(total.astype(d.data.dtype), d.dtype.scalar)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+if INTERPRETED:
+    sum_products_in_double()
 
 
 def pytest_configure(config: pytest.Config) -> None:
