@@ -78,8 +78,12 @@ class QuantizedConfig:
     parts: int = 1
 
     def shared_bytes(self, streams: int, itemsize: int) -> int:
-        """What the pipelined reads keep in shared memory at most, with `streams` weights in a word."""
-        return self.stages * BLOCK_WORDS * (4 * self.block_n + streams * self.block_m * itemsize)
+        """What the pipelined reads keep in shared memory, with `streams` weights in a word.
+
+        Words leave it for registers as soon as they are there, so a stage less of them is kept.
+        """
+        words, inputs = 4 * self.block_n, streams * self.block_m * itemsize
+        return BLOCK_WORDS * (max(1, self.stages - 1) * words + self.stages * inputs)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,18 @@ MATRIX_BLOCKS: dict[str, tuple[tuple[int, Blocks], ...]] = {
     "mlp.c_proj": ((16, (64, 256, 4, 4)), (64, (64, 128, 4, 6))),
 }
 
+QuantizedBlocks = tuple[int, int, int]
+
+# most rows, and block_n, warps and stages up to there; tuned on an H100. Below 64 outputs, or four warps, Triton takes
+# the warps' own matrix instruction, which needs no barrier
+EIGHT_BIT_BLOCKS: tuple[tuple[int, QuantizedBlocks], ...] = ((16, (64, 4, 3)), (64, (64, 4, 2)))
+INT4_BLOCKS: dict[str, tuple[tuple[int, QuantizedBlocks], ...]] = {
+    "c_attn": ((8, (32, 2, 4)), (16, (64, 4, 3)), (64, (128, 8, 2))),
+    "attn.c_proj": ((16, (64, 2, 2)), (64, (128, 8, 2))),
+    "c_fc": ((8, (64, 4, 3)), (16, (64, 2, 3)), (64, (64, 4, 3))),
+    "mlp.c_proj": ((8, (64, 2, 3)), (16, (64, 2, 2)), (64, (128, 8, 2))),
+}
+
 
 def choose_linear(
     rows: int, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
@@ -150,14 +166,10 @@ def takes_quantized(rows: int) -> bool:
 
 def choose_quantized(rows: int, matrix: QuantizedMatrix, device: torch.device) -> QuantizedConfig:
     """The kernel for x [rows, inputs] @ matrix [outputs, inputs]."""
-    is_c_attn = _projection(*matrix.shape) == "c_attn"
-    if matrix.format == "int4":
-        block_n, warps, stages = (128, 8, 2) if rows > 16 else (64, 4, 3 if is_c_attn else 2)
-    elif rows > 16:
-        block_n, warps, stages = (128, 8, 3) if is_c_attn else (64, 4, 2)
-    else:
-        block_n, warps, stages = 64, 4, 3
-    config = QuantizedConfig(_power_of_two(rows, 16, 64), block_n, warps, stages, quantized_parts(matrix))
+    is_int4 = matrix.format == "int4"
+    table = INT4_BLOCKS[_projection(*matrix.shape)] if is_int4 else EIGHT_BIT_BLOCKS
+    blocks = next((blocks for most, blocks in table if rows <= most), table[-1][1])
+    config = QuantizedConfig(_power_of_two(rows, 8 if is_int4 else 16, 64), *blocks, quantized_parts(matrix))
     return _fitting_quantized(config, matrix, device)
 
 

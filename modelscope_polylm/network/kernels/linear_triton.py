@@ -20,6 +20,8 @@ from modelscope_polylm.network.kernels.quantized_triton import prefetch_words, q
 from modelscope_polylm.network.quantization import QuantizedMatrix
 
 GELU_BLOCK = 2048
+EARLY_ROWS = tl.constexpr(16)
+"""Rows of a program up to which it reads bias or residual before its sum, to wait for them while it sums."""
 PREFETCHED_BLOCKS = 2
 """Blocks of words that are read ahead while the kernel before still runs."""
 
@@ -32,22 +34,28 @@ def gelu_tanh(y):
 
 
 @triton.jit
-def finish(
-    total, bias, out, first_row, first, R, N,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
+def summand(
+    bias, out, first_row, first, R, N, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, ADD: tl.constexpr
 ):  # fmt: skip
-    # total: [ROWS, BLOCK_N] fp32, out: [R, N]; ADD: it is added to, and there is no bias
+    # bias: [N], out: [R, N] -> [ROWS, BLOCK_N] fp32: what a product is added to, `out` itself if ADD
     row, n = first_row + tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_N)
-    inside = (row < R) & (n < N)[None, :]
-    place = out + row.to(tl.int64) * N + n[None, :]
     if ADD:
-        y = total + tl.load(place, mask=inside, other=0.0)
+        place = out + row.to(tl.int64) * N + n[None, :]
+        return tl.load(place, mask=(row < R) & (n < N)[None, :], other=0.0)
     else:
-        y = total + tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        return tl.broadcast_to(tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :], (ROWS, BLOCK_N))
+
+
+@triton.jit
+def finish(
+    y, out, first_row, first, R, N, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, GELU: tl.constexpr
+):  # fmt: skip
+    # y: [ROWS, BLOCK_N] fp32, out: [R, N]
+    row, n = first_row + tl.arange(0, ROWS)[:, None], first + tl.arange(0, BLOCK_N)
     if GELU:
         # rounded before, too, as a product of the library is
         y = gelu_tanh(y.to(out.dtype.element_ty).to(tl.float32))
-    tl.store(place, y, mask=inside)
+    tl.store(out + row.to(tl.int64) * N + n[None, :], y, mask=(row < R) & (n < N)[None, :])
 
 
 @triton.jit
@@ -60,7 +68,8 @@ def vector_kernel(
     first, first_row = tl.program_id(0) * BLOCK_N, tl.program_id(1) * ROWS
     admit_next(OVERLAP)
     total = vector_tile(x, weight, first_row, first, R, N, K, ROWS, BLOCK_N, BLOCK_K, OVERLAP)
-    finish(total, bias, out, first_row, first, R, N, ROWS, BLOCK_N, GELU, ADD)
+    total += summand(bias, out, first_row, first, R, N, ROWS, BLOCK_N, ADD)
+    finish(total, out, first_row, first, R, N, ROWS, BLOCK_N, GELU)
 
 
 @triton.jit
@@ -74,8 +83,12 @@ def matrix_kernel(
     first_row, first = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
+    if BLOCK_M <= EARLY_ROWS:
+        added = summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
     total = matrix_tile(x, weight, first_row, first, BLOCKS, BLOCK_M, BLOCK_N, BLOCK_K)
-    finish(total, bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU, ADD)
+    if BLOCK_M > EARLY_ROWS:
+        added = summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
+    finish(total + added, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU)
 
 
 @triton.jit
@@ -92,6 +105,8 @@ def quantized_kernel(
     if OVERLAP and AHEAD > 0:
         prefetch_words(word_rows, first, part, N, K, BLOCK_N, FORMAT, PARTS, AHEAD)
     wait_for_previous(OVERLAP)
+    if BLOCK_M <= EARLY_ROWS:
+        added = summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
     total = quantized_tile(x, words, scales, first_row, first, part, R, N, K, BLOCK_M, BLOCK_N, FORMAT, PARTS)
     if PARTS > 1:
         row, n = first_row + tl.arange(0, BLOCK_M)[:, None], first + tl.arange(0, BLOCK_N)[None, :]
@@ -102,7 +117,9 @@ def quantized_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for i in tl.static_range(PARTS):
             total += tl.load(partials + (i * R + own) * N + n, mask=inside, other=0.0, cache_modifier=".cg")
-    finish(total, bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU, ADD)
+    if BLOCK_M > EARLY_ROWS:
+        added = summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
+    finish(total + added, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU)
 
 
 @triton.jit

@@ -25,40 +25,43 @@ assert (BLOCK_WORDS, GROUP) == (64, 128), "the kernels compute with these number
 NUMBER_ROWS = 16
 """Rows of a matrix that a program turns into plain numbers."""
 
-PAIRS = {
-    # 0x4300 is 128 in bf16, with a mantissa that counts ones: the low bits of a weight go there, then 128 comes off,
-    # and 128 more for a negative one
-    "int8": """
-        lop3.b32 n, v, 0x00800080, 0xC300C300, 0xEA;
-        lop3.b32 v, v, 0x007F007F, 0x43004300, 0xEA;
-        fma.rn.bf16x2 {out}, v, factor, n;""",
-    # the sign bit is inverted, so that it counts 8 more; then 136 comes off
-    "int4": """
-        lop3.b32 v, v, 0x000F000F, 0x43084308, 0x6A;
-        fma.rn.bf16x2 {out}, v, factor, summand;""",
-    # exponent and mantissa of e4m3 go to the low end of bf16's, and times 2^120 they are worth the same
-    "fp8": """
+UNIT = tl.constexpr(2.0**-6)
+"""What a whole number of 1 is in bf16; `quantized_tile` takes it out of the sums again."""
+
+
+def _integers(bits: int, place: int) -> str:
+    """PTX from two whole numbers at a place below 8 of both halves of v to two multiples of UNIT."""
+    # a bf16 number below 2^-125 is its bits times 2^-133. The sign bit is inverted, so half of the range comes off
+    half = 1 << (bits - 1 + place)
+    mask, factor, less = 2 * half - (1 << place), (127 + 127 - place) << 7, 0xC000 if bits == 8 else 0xBE00
+    return f"""
+        lop3.b32 v, v, {mask << 16 | mask}, {half << 16 | half}, 0x6A;
+        mov.b32 factor, {factor << 16 | factor};
+        mov.b32 summand, {less << 16 | less};
+        fma.rn.bf16x2 {{out}}, v, factor, summand;"""
+
+
+FLOATS = """
         shl.b32 v, v, 8;
         shr.u32 n, v, 4;
         and.b32 n, n, 0x07F007F0;
         lop3.b32 v, v, 0x80008000, n, 0xEA;
-        fma.rn.bf16x2 {out}, v, factor, summand;""",
-}
-"""PTX from two weights, each in the low bits of a half of v, to two bf16 numbers."""
-CONSTANTS = {"int8": (0x3F803F80, 0), "int4": (0x3F803F80, 0xC308C308), "fp8": (0x7B807B80, 0x80008000)}
-"""Factor and summand there, for both halves: 1 and none, 1 and -136, 2^120 and -0."""
+        mov.b32 factor, 0x7B807B80;
+        mov.b32 summand, 0x80008000;
+        fma.rn.bf16x2 {out}, v, factor, summand;"""
+"""PTX from two e4m3 numbers in the low bytes of v: exponent and mantissa go to the low end of bf16's, times 2^120."""
 
 
 def _assembly(name: str) -> tl.constexpr:
     """PTX from two neighbouring words to the two bf16 numbers of each stream."""
     streams, bits = FORMATS[name].streams, FORMATS[name].bits
-    factor, summand = CONSTANTS[name]
-    lines = [".reg .b32 a, b, v, n, factor, summand;", f"mov.b32 factor, {factor};", f"mov.b32 summand, {summand};"]
+    lines = [".reg .b32 a, b, v, n, factor, summand;"]
     # a: the low halves of both words, b: the high ones
     lines += [f"prmt.b32 a, ${streams}, ${streams + 1}, 0x5410;", f"prmt.b32 b, ${streams}, ${streams + 1}, 0x7632;"]
     for stream in range(streams):
         half, place = divmod(stream * bits, 16)
-        lines += [f"shr.u32 v, {'ab'[half]}, {place};", PAIRS[name].format(out=f"${stream}")]
+        pair = FLOATS if name == "fp8" else _integers(bits, place % 8)
+        lines += [f"shr.u32 v, {'ab'[half]}, {place // 8 * 8};", pair.format(out=f"${stream}")]
     return tl.constexpr("\n".join(["{", *lines, "}"]))
 
 
@@ -180,6 +183,8 @@ def quantized_tile(
                 # fused on purpose: the compiler's own choice might differ from kernel to kernel
                 total = tl.fma(summed, tl.broadcast_to(own[group].to(tl.float32)[:, None], summed.shape), total)
             own = following
+        if tl.bfloat16 == x.dtype.element_ty:
+            total *= 1.0 / UNIT
     return tl.trans(total)
 
 
