@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import struct
 from collections import deque
@@ -11,7 +12,7 @@ import torch
 
 from modelscope_polylm.errors import DeviceError, PolyLMError, SnapshotError
 from modelscope_polylm.generation.graphs import GraphCache
-from modelscope_polylm.generation.outputs import Completion, Delta, TokenScores, beam_completions, token_scores
+from modelscope_polylm.generation.outputs import Completion, Delta, beam_completions, token_scores
 from modelscope_polylm.generation.runner import ROW_BUCKETS, BeamReadback, Runner, StepReadback
 from modelscope_polylm.generation.scheduler import ActiveRequest, Extension, Scheduler
 from modelscope_polylm.generation.slots import PAGE, SlotPool, pages_for, slot_count
@@ -209,12 +210,11 @@ class EngineLoop:
             # a request that ended meanwhile, or began again, has other rows
             if active.rows is rows:
                 self._take(active, [output[row] for row in rows])
-        first = 0
+        scores = iter(launched.scores.tolist() if launched.scores is not None else [])
         for active in launched.scored:
-            end = first + len(active.request.scored_tokens)
+            own = list(itertools.islice(scores, len(active.request.scored_tokens)))
             if not active.submission.cancelled:
-                self._take_scores(active, launched.scores[first:end] if launched.scores is not None else None)
-            first = end
+                self._take_scores(active, own)
         self._launched.popleft()
 
     def _take(self, active: ActiveRequest, output: list[list[int]]) -> None:
@@ -239,14 +239,13 @@ class EngineLoop:
         elif active.is_single and active.submission.partial:
             self._emit(active, new)
 
-    def _take_scores(self, active: ActiveRequest, scores: torch.Tensor | None) -> None:
-        # scores: [tokens, 1 + 2 * best], see score_tokens; None if there is no token to score
-        if scores is not None and not scores[:, 0].isfinite().all():
+    def _take_scores(self, active: ActiveRequest, scores: list[list[float]]) -> None:
+        # scores: [tokens][1 + 2 * best], see score_tokens
+        if not all(math.isfinite(logprob) for logprob, *_ in scores):
             self._fail(active, SnapshotError(NOT_FINITE))
             return
         best = active.request.scoring.best if active.request.scoring is not None else 0
-        found = TokenScores([], []) if scores is None else token_scores(scores, best)
-        self._complete(active, [Completion([], scores=found)])
+        self._complete(active, [Completion([], scores=token_scores(scores, best))])
 
     def _read_beams(self) -> None:
         """Take the oldest beam search that is over."""

@@ -6,8 +6,6 @@ import dataclasses
 import queue
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
 from modelscope_polylm.generation.requests import Request
 from modelscope_polylm.generation.state import LOGPROB, PARENT, POSITION, SCORE
 from modelscope_polylm.text.detokenizer import IncrementalDetokenizer
@@ -211,18 +209,18 @@ class TokenCollector:
         return sorted(self._completions, key=lambda completion: -(completion.score or 0.0))
 
 
-def token_scores(scores: Tensor, best: int) -> TokenScores:
+def token_scores(scores: list[list[float]], best: int) -> TokenScores:
     """The scores of a text's tokens, with `best` tokens for each.
 
     Args:
-        scores: [tokens, 1 + 2 * n] fp32 as `score_tokens` gives them, with n of at least `best`.
+        scores: [tokens][1 + 2 * n] as `score_tokens` gives them, with n of at least `best`.
         best: how many are wanted.
     """
-    # scores: [tokens, 1 + 2 * n]
-    count = scores.shape[1] // 2
-    logprobs, values, ids = scores.split([1, count, count], dim=1)
-    pairs = zip(ids[:, :best].long().tolist(), values[:, :best].tolist(), strict=True)
-    return TokenScores(logprobs[:, 0].tolist(), [list(zip(*each, strict=True)) for each in pairs])
+    best_tokens = []
+    for _, *others in scores:
+        logprobs, ids = others[: len(others) // 2][:best], others[len(others) // 2 :][:best]
+        best_tokens.append([(int(token), logprob) for token, logprob in zip(ids, logprobs, strict=True)])
+    return TokenScores([logprob for logprob, *_ in scores], best_tokens)
 
 
 def beam_completions(
