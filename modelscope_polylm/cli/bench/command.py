@@ -35,7 +35,7 @@ def bench(
     revision: RevisionFlag = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="Random weights in the shape 13b (the default), 1.7b, or small to try the benchmark."),
+        typer.Option(help="Random weights in the shape 13b (the default), 1.7b, 0.3b, or small to try the benchmark."),
     ] = None,
     engines: Annotated[
         list[str] | None,

@@ -28,9 +28,10 @@ ROWS_UNIT = "tokens/s"
 SHAPES = {
     "13b": {"n_layer": 40, "n_head": 40, "n_embd": 5120, "vocab_size": 256000, "n_positions": 2048},
     "1.7b": {"n_layer": 24, "n_head": 16, "n_embd": 2048, "vocab_size": 256000, "n_positions": 2048},
+    "0.3b": {"n_layer": 10, "n_head": 12, "n_embd": 1536, "vocab_size": 32000, "n_positions": 2048},
     "small": {"n_layer": 2, "n_head": 2, "n_embd": 256, "vocab_size": 4000, "n_positions": 2048},
 }
-"""Name to keys of config.json; 'small' is for trying the benchmark itself."""
+"""Name to keys of config.json; '0.3b' is for slow devices, 'small' for trying the benchmark itself."""
 
 
 @dataclasses.dataclass(frozen=True)
