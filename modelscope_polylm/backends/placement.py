@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ DTYPES = {
 }
 PROCESS_BYTES = 1_000_000_000
 """What a process takes beyond weights and cache: 1.00 GB on an H100 (benchmarks/RESULTS.md), less on a CPU."""
+SMALL_MODEL = 50_000_000
+"""Fewer parameters make a small model."""
 CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -196,3 +199,15 @@ def _gpus() -> Iterator[Memory]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         yield Memory(f"cuda:{index} {torch.cuda.get_device_name(index)}", total, free, "bfloat16")
+
+
+def limit_threads(config: PolyLMConfig, device: torch.device) -> None:
+    """Run a small model on a CPU in one thread, unless OMP_NUM_THREADS says otherwise.
+
+    Its operations are so short that threads bring little where cores are free, and wait for each other where they are
+    not: twenty times slower with two threads on two busy cores.
+    """
+    import torch
+
+    if config.parameters < SMALL_MODEL and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)

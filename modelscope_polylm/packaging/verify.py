@@ -291,10 +291,11 @@ def _check_tokenizer(snapshot: Snapshot, package: str) -> Iterator[Finding]:
 def _check_network(snapshot: Snapshot, device: str | None = None) -> Iterator[Finding]:
     """Load the weights and run them."""
     from modelscope_polylm.backends import create_backend
-    from modelscope_polylm.backends.placement import choose_device, choose_dtype
+    from modelscope_polylm.backends.placement import choose_device, choose_dtype, limit_threads
 
     try:
         chosen = choose_device(device)
+        limit_threads(snapshot.config, chosen)
         backend: Any = create_backend("native", snapshot, chosen, choose_dtype(None, chosen))
         decoder = backend.engine.decoder
         yield _translation_loss(snapshot, decoder)

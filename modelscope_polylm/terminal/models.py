@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,6 @@ from modelscope_polylm.terminal.output import working, write_error
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
-
-SMALL_MODEL = 50_000_000
-"""Fewer parameters make a small model."""
 
 
 def find_model(model: str, revision: str | None = None) -> Path:
@@ -55,6 +51,7 @@ def load_model(
     given: dict[str, Any] = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
     given["deterministic"] = deterministic
     with working(f"Loading {model}"):
+        from modelscope_polylm.backends.placement import limit_threads
         from modelscope_polylm.generator import TextGenerator
 
         generator = TextGenerator.load(
@@ -66,7 +63,7 @@ def load_model(
             adapter=adapter,
             **{name: value for name, value in given.items() if value is not None},
         )
-    limit_threads(generator)
+    limit_threads(generator.snapshot.config, generator.backend.device)
     return generator
 
 
@@ -83,19 +80,6 @@ def release_name(model: str, release: str | None = None) -> str | None:
     """The short name of a model's release: the one given, or what MODEL stands for unless it is a folder here."""
     named = None if (Path(model).expanduser() / "config.json").is_file() else named_release(model)
     return release or (named.name if named else None)
-
-
-def limit_threads(generator: TextGenerator) -> None:
-    """Run a small model on a CPU in one thread, unless OMP_NUM_THREADS says otherwise.
-
-    Its operations are so short that threads bring little where cores are free, and wait for each other where they are
-    not: twenty times slower with two threads on two busy cores.
-    """
-    import torch
-
-    small = generator.snapshot.config.parameters < SMALL_MODEL
-    if small and generator.backend.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def _announce_download(name: str, size: int) -> None:

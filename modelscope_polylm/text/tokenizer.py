@@ -163,7 +163,10 @@ class PolyLMTokenizer:
         """Return the ids as a list of int. Raises InputError where one is no whole number or out of range."""
         if isinstance(ids, (str, bytes, bytearray)) or not isinstance(ids, Iterable):
             raise InputError(f"Token ids must be a sequence of whole numbers, not {ids!r:.80}.")
-        return [self._checked_id(token, f" at position {position}") for position, token in enumerate(ids)]
+        tokens = list(ids)
+        if set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < self.vocab_size:
+            return tokens
+        return [self._checked_id(token, f" at position {position}") for position, token in enumerate(tokens)]
 
     def id_to_piece(self, token: int) -> str:
         """Return the piece of the model file, with U+2581 for a space. Raises InputError for an id out of range."""

@@ -7,8 +7,10 @@ import logging
 import pytest
 import torch
 
-from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype
+from modelscope_polylm.backends.placement import check_precision, choose_device, choose_dtype, limit_threads
 from modelscope_polylm.errors import DeviceError, OptionError
+from modelscope_polylm.hub.resolve import TINY_FOLDER
+from modelscope_polylm.snapshot import open_snapshot
 
 
 @pytest.fixture
@@ -103,3 +105,20 @@ def test_bfloat16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, capab
 def test_unknown_precisions(dtype: object) -> None:
     with pytest.raises(OptionError, match="torch_dtype"):
         choose_dtype(dtype, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("environment", "expected"), [({}, 1), ({"OMP_NUM_THREADS": "3"}, 3)])
+def test_small_models_run_in_one_thread(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: int
+) -> None:
+    config = open_snapshot(TINY_FOLDER).config
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    torch.set_num_threads(3)
+    limit_threads(config, torch.device("cpu"))
+    assert torch.get_num_threads() == expected
+    torch.set_num_threads(3)
+    monkeypatch.setattr("modelscope_polylm.backends.placement.SMALL_MODEL", 1000)
+    limit_threads(config, torch.device("cpu"))
+    assert torch.get_num_threads() == 3

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
-from modelscope_polylm.terminal.models import find_model, limit_threads, readable_bytes
+from modelscope_polylm.terminal.models import find_model, readable_bytes
 from tests.local_hub import LocalHub
 from tests.processes import run_polylm, terminal
 
@@ -58,22 +56,6 @@ def test_progress_on_a_terminal_only(hub: LocalHub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "downloading up to" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(("environment", "expected"), [({}, 1), ({"OMP_NUM_THREADS": "3"}, 3)])
-def test_small_models_run_in_one_thread(
-    tiny: TextGenerator, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: int
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    torch.set_num_threads(3)
-    limit_threads(tiny)
-    assert torch.get_num_threads() == expected
-    torch.set_num_threads(3)
-    monkeypatch.setattr("modelscope_polylm.terminal.models.SMALL_MODEL", 1000)
-    limit_threads(tiny)
-    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
