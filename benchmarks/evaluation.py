@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import random
 import statistics
@@ -34,7 +35,6 @@ from modelscope_polylm.evaluation.language_model import language_model
 from modelscope_polylm.generator import TextGenerator
 from modelscope_polylm.hub.resolve import TINY_FOLDER
 from modelscope_polylm.snapshot import open_snapshot
-from modelscope_polylm.terminal.models import freeze_heap
 
 KINDS = {"nli": (0, 50, 10, 3), "cause": (13, 0, 9, 2), "long": (1000, 0, 9, 4)}
 """Tokens before the choices, tokens that all choices begin with, tokens of their own, and how many there are."""
@@ -127,7 +127,7 @@ def measured(
     """Seconds of each kind, the batch size that was fastest, and the likelihoods."""
     target = torch.device(device)
     model = MODELS[name](shape, target, choose_dtype(None, target))
-    freeze_heap()  # as `polylm eval` does
+    gc.freeze()  # as `polylm eval` does
     vocabulary = SHAPES[shape]["vocab_size"] if shape else 3000
     for kind in kinds:
         requests = questions(kind, count, vocabulary)

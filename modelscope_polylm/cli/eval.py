@@ -24,7 +24,7 @@ from modelscope_polylm.terminal.flags import (
     ReleaseFlag,
     RevisionFlag,
 )
-from modelscope_polylm.terminal.models import freeze_heap, load_model
+from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.terminal.output import is_terminal, write, write_error
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ def evaluate(
     generator = load_model(
         model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype, deterministic
     )
-    freeze_heap()
     with task_progress() as progress:
         results = evaluation.run(generator, out, progress)
     write(render_table(result_table(results), facts(results)))

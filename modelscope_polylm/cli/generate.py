@@ -26,7 +26,7 @@ from modelscope_polylm.terminal.flags import (
     RevisionFlag,
     takes_generation_options,
 )
-from modelscope_polylm.terminal.models import find_model, load_model
+from modelscope_polylm.terminal.models import find_model, load_model, without_collection
 from modelscope_polylm.terminal.output import json_line, write
 from modelscope_polylm.text.languages import LANGUAGES, SENTENCE, translation_request
 
@@ -118,12 +118,13 @@ def demo(*, model: ModelFlag = "tiny", device: DeviceFlag = None) -> None:
 
     With the bundled demonstration model, by ModelScope's pipeline.
     """
-    from modelscope.pipelines import pipeline
-    from modelscope.utils.constant import Tasks
+    with without_collection():
+        from modelscope.pipelines import pipeline
+        from modelscope.utils.constant import Tasks
 
-    from modelscope_polylm.backends.placement import choose_device, limit_threads
+        from modelscope_polylm.backends.placement import choose_device, limit_threads
 
-    pipe = pipeline(Tasks.text_generation, model=str(find_model(model)), device=str(choose_device(device)))
+        pipe = pipeline(Tasks.text_generation, model=str(find_model(model)), device=str(choose_device(device)))
     limit_threads(pipe.model.generator.snapshot.config, pipe.model.generator.backend.device)
     write(f"{translate(pipe, ['Chinese'])[0]}\n\n")
     others = [language for language in LANGUAGES.values() if language != "English"]

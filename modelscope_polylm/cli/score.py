@@ -21,7 +21,7 @@ from modelscope_polylm.terminal.flags import (
     ReleaseFlag,
     RevisionFlag,
 )
-from modelscope_polylm.terminal.models import freeze_heap, load_model
+from modelscope_polylm.terminal.models import load_model
 from modelscope_polylm.terminal.output import FAILED, json_line, write, write_error
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def score(
 
     rows = BatchInput.find(file, encoding)
     generator = load_model(model, revision, device, dtype, "native", release, adapter, quantization, kv_cache_dtype)
-    freeze_heap()
     likelihood, tokens, failed, count = 0.0, 0, 0, 0
     for record in score_rows(generator, rows.rows(), each_token):
         write(json_line(record))

@@ -31,7 +31,7 @@ from modelscope_polylm.terminal.flags import (
     checked_origins,
     takes_generation_options,
 )
-from modelscope_polylm.terminal.models import freeze_heap, load_model, model_names
+from modelscope_polylm.terminal.models import load_model, model_names
 from modelscope_polylm.text.prompts import SYSTEM_MESSAGES
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -167,7 +167,6 @@ def serve(
     access = Access(keys, next(iter(metrics_keys), None), open_metrics, origins)
     names, limits = model_names(model, name), Limits(max_rows, max_queue, max_body)
     generator = load_model(model, revision, device, dtype, "native", release, adapter, quantization, kv_cache_dtype)
-    freeze_heap()
     server = NativeServer(generator, names, access, limits, given, system_message)
     configure_logs(log_level, log_format)
     server.run(host, port)

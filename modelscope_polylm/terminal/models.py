@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +53,7 @@ def load_model(
     folder = find_model(model, revision)
     given: dict[str, Any] = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
     given["deterministic"] = deterministic
-    with working(f"Loading {model}"):
+    with working(f"Loading {model}"), without_collection():
         from modelscope_polylm.backends.placement import limit_threads
         from modelscope_polylm.generator import TextGenerator
 
@@ -67,13 +70,21 @@ def load_model(
     return generator
 
 
-def freeze_heap() -> None:
-    """Leave what is loaded out of the garbage collector's later passes, which stop all threads for a tenth of a second.
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Load what stays to the process's end: the garbage collector passes over it neither meanwhile nor later.
 
-    For a process that keeps its model to the end.
+    Meanwhile its passes would take a tenth of the time of imports, and find nothing; later each would stop all threads
+    for a tenth of a second.
     """
-    gc.collect()
-    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        # at the end all goes as usual, or nanobind counts what is left as leaks
+        atexit.register(gc.unfreeze)
 
 
 def release_name(model: str, release: str | None = None) -> str | None:

@@ -24,7 +24,7 @@ from modelscope_polylm.terminal.flags import (
     check_address,
     checked_origins,
 )
-from modelscope_polylm.terminal.models import freeze_heap, load_model
+from modelscope_polylm.terminal.models import load_model
 
 if TYPE_CHECKING:
     from modelscope_polylm.generator import TextGenerator
@@ -60,7 +60,6 @@ def web(
     origins = checked_origins("--origin", origin or [])
     check_address(host, port)
     generator = load_model(model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype)
-    freeze_heap()
     serve_page(generator, host, port, at_once, waiting, origins)
 
 

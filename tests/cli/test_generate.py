@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,13 +157,11 @@ def test_no_flag_given_is_no_option_given(generator: TextGenerator) -> None:
 
 
 def test_demo_translates_into_18_languages_quickly() -> None:
-    start = ended_seconds()
-    subprocess.run([sys.executable, "-c", "import modelscope.pipelines"], check=True)
-    imported = ended_seconds()
+    before = ended_seconds()
     done = run_polylm("demo", "--device", "cpu")
+    seconds = ended_seconds() - before
     assert (done.returncode, done.stderr) == (0, "")
-    # most of it is ModelScope's imports: 7 to 12 seconds of processor time, by the machine
-    assert ended_seconds() - imported < 1.3 * (imported - start)
+    assert seconds < 12
     lines = done.stdout.splitlines()
     assert lines[:2] == ["北京是中国的首都。", ""]
     translations = dict(line.split(maxsplit=1) for line in lines[2:])

@@ -22,7 +22,7 @@ from modelscope_polylm.terminal.flags import (
     RevisionFlag,
     takes_generation_options,
 )
-from modelscope_polylm.terminal.models import freeze_heap, load_model, model_names
+from modelscope_polylm.terminal.models import load_model, model_names
 from modelscope_polylm.terminal.output import FAILED, INTERRUPTED, is_terminal, write, write_error
 
 
@@ -80,7 +80,6 @@ def batch(
     job = BatchJob(rows, out, prompts, batch_size, overwrite, model_names(model, None))
     job.check()
     generator = load_model(model, revision, device, dtype, backend, release, adapter, quantization, kv_cache_dtype)
-    freeze_heap()
     summary = job.run(generator, options)
     if summary["written"] < summary["lines"]:
         write_error(f"Interrupted: {summary['written']} lines are written, and the same command goes on after them.")
