@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 Item = tuple[Prompt, GenerationOptions] | PolyLMError
 """A prompt with its options, or what keeps it from being one."""
 
-SCORED_TOGETHER = 256
-"""Texts whose scoring is asked of the backend at once."""
 LOAD_OPTIONS = ("device", "dtype", "torch_dtype", "backend", "prompt_format", "release", "adapter")
 
 
@@ -202,11 +199,11 @@ class TextGenerator:
             OptionError: the backend does not score texts.
         """
         pairs = list(zip(contexts, continuations, strict=True))
-        with contextlib.ExitStack() as closing:
-            # the first texts are computed while requests are made of the others
-            parts = [pairs[start : start + SCORED_TOGETHER] for start in range(0, len(pairs), SCORED_TOGETHER)]
-            streams = [closing.enter_context(contextlib.closing(self._submit_scoring(part, best))) for part in parts]
-            found = [answers[0].scores for stream in streams for answers in stream.completions()]
+        if not pairs:
+            return []
+        texts = [[*context, *continuation] for context, continuation in pairs]
+        requests = self.backend.scoring_requests(texts, [len(context) for context, _ in pairs], best)
+        found = [answers[0].scores for answers in self.backend.submit(requests, partial=False).completions()]
         return [scores for scores in found if scores is not None]
 
     def result(self, prompt: Prompt, completions: Sequence[Completion]) -> GenerationResult:
@@ -224,11 +221,6 @@ class TextGenerator:
     ) -> DeltaStream:
         requests = self.backend.requests([prompt.ids for prompt in prompts], options)
         return self.backend.submit(requests, partial, at_once)
-
-    def _submit_scoring(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], best: int) -> DeltaStream:
-        texts = [[*context, *continuation] for context, continuation in pairs]
-        requests = self.backend.scoring_requests(texts, [len(context) for context, _ in pairs], best)
-        return self.backend.submit(requests, partial=False)
 
     def _deltas(self, prompts: Sequence[Prompt], deltas: DeltaStream) -> Generator[TextDelta, None, None]:
         tokenizer = self.snapshot.tokenizer

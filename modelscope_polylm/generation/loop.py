@@ -241,7 +241,7 @@ class EngineLoop:
 
     def _take_scores(self, active: ActiveRequest, scores: list[list[float]]) -> None:
         # scores: [tokens][1 + 2 * best], see score_tokens
-        if not all(math.isfinite(logprob) for logprob, *_ in scores):
+        if not all(math.isfinite(each[0]) for each in scores):
             self._fail(active, SnapshotError(NOT_FINITE))
             return
         best = active.request.scoring.best if active.request.scoring is not None else 0

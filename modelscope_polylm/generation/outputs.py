@@ -216,11 +216,9 @@ def token_scores(scores: list[list[float]], best: int) -> TokenScores:
         scores: [tokens][1 + 2 * n] as `score_tokens` gives them, with n of at least `best`.
         best: how many are wanted.
     """
-    best_tokens = []
-    for _, *others in scores:
-        logprobs, ids = others[: len(others) // 2][:best], others[len(others) // 2 :][:best]
-        best_tokens.append([(int(token), logprob) for token, logprob in zip(ids, logprobs, strict=True)])
-    return TokenScores([logprob for logprob, *_ in scores], best_tokens)
+    first_id = 1 + len(scores[0]) // 2 if scores else 1
+    pairs = (zip(each[first_id : first_id + best], each[1 : 1 + best], strict=True) for each in scores)
+    return TokenScores([each[0] for each in scores], [[(int(id), logprob) for id, logprob in each] for each in pairs])
 
 
 def beam_completions(
