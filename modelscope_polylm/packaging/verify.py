@@ -29,8 +29,6 @@ MAX_NAMES = 20
 TOKENIZER_JSON_BYTES = 256 << 20
 SENTENCES = 8
 """Sentences in each language whose likelihood is measured."""
-DOUBTFUL_SHARE = 0.6
-"""A trained model stays far below this share of the loss of guessing."""
 
 Status = Literal["ok", "note", "fault"]
 
@@ -306,13 +304,13 @@ def _check_network(snapshot: Snapshot, device: str | None = None) -> Iterator[Fi
 
 
 def _translation_loss(snapshot: Snapshot, decoder: Decoder) -> Finding:
-    from modelscope_polylm.backends.native import translation_loss
+    from modelscope_polylm.backends.native import DOUBTFUL_SHARE_OF_CHANCE, translation_loss
 
     loss, chance = translation_loss(decoder, snapshot.tokenizer), math.log(snapshot.config.vocab_size)
     found = f"Translations of a sentence take {loss:.2f} nats per token, guessing takes {chance:.2f}"
     if not loss < chance:
         return Finding("prediction", "fault", f"{found}: these are not the weights of a trained GPT-2 network.")
-    if loss > DOUBTFUL_SHARE * chance:
+    if loss > DOUBTFUL_SHARE_OF_CHANCE * chance:
         return Finding("prediction", "note", f"{found}: check the answers before you rely on them.")
     return Finding("prediction", "ok", f"{found}.")
 
