@@ -8,7 +8,9 @@ less shared memory take fewer stages of the same blocks.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -129,6 +131,7 @@ MATRIX_BLOCKS: dict[str, tuple[tuple[int, Blocks], ...]] = {
 }
 
 QuantizedBlocks = tuple[int, int, int]
+Chosen = TypeVar("Chosen", Blocks, QuantizedBlocks)
 
 # most rows, and block_n, warps and stages up to there; tuned on an H100. Below 64 outputs, or four warps, Triton takes
 # the warps' own matrix instruction, which needs no barrier
@@ -147,8 +150,7 @@ def choose_linear(
     """The kernel for x [rows, inputs] @ weight [outputs, inputs]."""
     if dtype == torch.float32 or (rows <= 2 and not settings.deterministic):
         return VectorConfig(_power_of_two(rows, 1, 8), block_n=4, block_k=1024, warps=4)
-    table = MATRIX_BLOCKS[_projection(outputs, inputs)]
-    blocks = next((blocks for most, blocks in table if rows <= most), table[-1][1])
+    blocks = _blocks_for(rows, MATRIX_BLOCKS[_projection(outputs, inputs)])
     return _fitting(MatrixConfig(_power_of_two(rows, 16, 64), *blocks), device)
 
 
@@ -168,8 +170,8 @@ def choose_quantized(rows: int, matrix: QuantizedMatrix, device: torch.device) -
     """The kernel for x [rows, inputs] @ matrix [outputs, inputs]."""
     is_int4 = matrix.format == "int4"
     table = INT4_BLOCKS[_projection(*matrix.shape)] if is_int4 else EIGHT_BIT_BLOCKS
-    blocks = next((blocks for most, blocks in table if rows <= most), table[-1][1])
-    config = QuantizedConfig(_power_of_two(rows, 8 if is_int4 else 16, 64), *blocks, quantized_parts(matrix))
+    block_m = _power_of_two(rows, 8 if is_int4 else 16, 64)
+    config = QuantizedConfig(block_m, *_blocks_for(rows, table), quantized_parts(matrix))
     return _fitting_quantized(config, matrix, device)
 
 
@@ -203,6 +205,11 @@ def library_rows(rows: int, outputs: int, inputs: int) -> int:
     cuBLAS 13 on an H200 for the shapes of 13B and 1.7B and for 65 to 8,192 rows (tests, `-m gpu`).
     """
     return max(rows, UNCUT_ROWS) if settings.deterministic and inputs > outputs else rows
+
+
+def _blocks_for(rows: int, table: Sequence[tuple[int, Chosen]]) -> Chosen:
+    """The first whose most rows are not fewer, or the last."""
+    return next((blocks for most, blocks in table if rows <= most), table[-1][1])
 
 
 def _power_of_two(rows: int, least: int, most: int) -> int:

@@ -83,12 +83,9 @@ def matrix_kernel(
     first_row, first = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     admit_next(OVERLAP)
     wait_for_previous(OVERLAP)
-    if BLOCK_M <= EARLY_ROWS:
-        added = summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
     total = matrix_tile(x, weight, first_row, first, BLOCKS, BLOCK_M, BLOCK_N, BLOCK_K)
-    if BLOCK_M > EARLY_ROWS:
-        added = summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
-    finish(total + added, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU)
+    total += summand(bias, out, first_row, first, R, N, BLOCK_M, BLOCK_N, ADD)
+    finish(total, out, first_row, first, R, N, BLOCK_M, BLOCK_N, GELU)
 
 
 @triton.jit

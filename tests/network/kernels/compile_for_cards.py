@@ -1,6 +1,6 @@
 """Compiles the kernels for a card that this machine does not have, and checks that they fit: a program of its own.
 
-Its argument is the card's compute capability, such as 90.
+Its arguments are the card's compute capability, such as 90, and the KiB of shared memory that a program may have.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from modelscope_polylm.network.kernels.prefill_attention import prefill_attentio
 from modelscope_polylm.network.kernels.quantized import embedding_rows, plain
 from modelscope_polylm.network.quantization import FORMATS, QUANTIZATIONS, QuantizedMatrix
 
-# compute capability, and KiB of shared memory of one program: H100 and H200, A100, GeForce 30, 40 and 50, T4
-CARDS = {90: 227, 80: 163, 86: 99, 89: 99, 120: 99, 75: 64}
 WITHOUT_BFLOAT16 = (75,)
 SLOW_TO_COMPILE = 75  # has no matrix units that this Triton knows
 FP32_CARD = 90
@@ -38,8 +36,8 @@ compiled: list[str] = []
 class Card:
     """Enough of a Triton driver to compile, not to launch."""
 
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
+    def __init__(self, capability: int, shared_memory: int) -> None:
+        self.capability, self.shared_memory = capability, shared_memory
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.capability, 32)
@@ -59,7 +57,7 @@ def compile_only(kernel: JITFunction, grid: Any) -> Callable[..., None]:
         binary = kernel.warmup(*arguments, grid=grid, **options)
         capability = driver.active.capability
         label = f"{kernel.__name__} for {capability}"
-        assert binary.metadata.shared <= CARDS[capability] << 10, f"{label}: {binary.metadata.shared} bytes shared"
+        assert binary.metadata.shared <= driver.active.shared_memory, f"{label}: {binary.metadata.shared} bytes shared"
         waits = "griddepcontrol.wait" in binary.asm["ptx"]
         assert waits == (capability >= 90), f"{label}: waits for the kernel before it: {waits}"
         compiled.append(label)
@@ -131,11 +129,11 @@ def compile_beam_step(beams: int, counts_prompt: bool, early_stopping: bool | st
     search.select(zeros(beams, 128), torch.arange(beams))
 
 
-def compile_all(capability: int) -> None:
+def compile_all(capability: int, shared_memory: int) -> None:
     """Every kernel with the block shapes that this card takes."""
-    driver.set_active(Card(capability))
+    driver.set_active(Card(capability, shared_memory))
     order_triton.overlaps = lambda device: capability >= 90
-    configs.shared_memory = lambda device: CARDS[capability] << 10
+    configs.shared_memory = lambda device: shared_memory
     # each number of rows has block shapes of its own
     for rows in (1, 64) if capability == SLOW_TO_COMPILE else (1, 16, 64, 256):
         compile_step(rows)
@@ -156,6 +154,6 @@ if __name__ == "__main__":
     JITFunction.__getitem__ = compile_only
     configs.multiprocessors = lambda device: 132
     with kernel_settings("triton"):
-        compile_all(int(sys.argv[1]))
+        compile_all(int(sys.argv[1]), int(sys.argv[2]) << 10)
     print(len(compiled), "kernels compiled")
     sys.exit(0)
