@@ -229,15 +229,24 @@ def translation_tasks() -> list[Task]:
 def server(model: str, *flags: str) -> Iterator[tuple[str, psutil.Process]]:
     """`polylm serve` in a process of its own: its address and the process."""
     port = free_port()
-    command = [sys.executable, "-m", "modelscope_polylm", "serve", model, "--port", str(port), *flags]
+    command = ["modelscope_polylm", "serve", model, "--port", str(port), *flags]
+    with running(command, port) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], port: int) -> Iterator[tuple[str, psutil.Process]]:
+    """`python -m` a server, until it is healthy: its address and the process. Raises RuntimeError if it ends."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=log)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
         try:
             while not answers(f"{url}/health"):
                 if process.poll() is not None:
                     log.seek(0)
-                    raise RuntimeError(f"polylm serve ended with status {process.returncode}: {log.read().decode()}")
+                    text = log.read().decode(errors="replace")
+                    raise RuntimeError(f"{command[0]} ended with status {process.returncode}: {text[-8000:]}")
                 time.sleep(0.25)
             yield url, psutil.Process(process.pid)
         finally:

@@ -6,10 +6,12 @@ import functools
 import json
 import math
 import shutil
+import struct
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from sentencepiece import SentencePieceProcessor
 
 from modelscope_polylm.cli.bench.workloads import shape_config
 from modelscope_polylm.hub.resolve import TINY_FOLDER
@@ -19,12 +21,15 @@ SHARD_BYTES = 5_000_000_000
 LAYOUTS = {"safetensors": "model", "bin": "pytorch_model"}
 """Suffix of the weight files to the beginning of their names."""
 
+PERIOD = 1 << 24
+"""Random numbers after which those of a large tensor begin again."""
+
 Shapes = dict[str, tuple[int, ...]]
 """Name to shape of tensors as they are stored."""
 
 
 def write_snapshot(folder: Path, shape: str, layout: str) -> None:
-    """Write bf16 weights in shards of at most 5 GB, config.json, and the bundled model's tokenizer.
+    """Write bf16 weights in shards of at most 5 GB, config.json, and a tokenizer of the whole vocabulary.
 
     Raises:
         OSError: the disk has too little room.
@@ -32,7 +37,7 @@ def write_snapshot(folder: Path, shape: str, layout: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     check_space(folder, stored_bytes(shape, layout))
     (folder / "config.json").write_text(json.dumps(shape_config(shape).to_dict()))
-    shutil.copy(TINY_FOLDER / "tokenizer.model", folder)
+    (folder / "tokenizer.model").write_bytes(_tokenizer_model(shape_config(shape).vocab_size))
     shards, stem, index = planned_shards(shape, layout), LAYOUTS[layout], {}
     for number, shard in enumerate(shards, 1):
         file = folder / f"{stem}-{number:05d}-of-{len(shards):05d}.{layout}"
@@ -40,6 +45,23 @@ def write_snapshot(folder: Path, shape: str, layout: str) -> None:
         save_file(tensors, file) if layout == "safetensors" else torch.save(tensors, file)
         index.update(dict.fromkeys(shard, file.name))
     (folder / f"{stem}.{layout}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def _tokenizer_model(vocab_size: int) -> bytes:
+    """The bundled model's tokenizer, with made-up words up to the vocabulary's size.
+
+    Pieces are a repeated field of SentencePiece's ModelProto, so that more of them can follow at the file's end.
+    """
+    own = (TINY_FOLDER / "tokenizer.model").read_bytes()
+    present = SentencePieceProcessor(model_proto=own).vocab_size()
+    return own + b"".join(_piece(f"\u2581word{number}") for number in range(present, vocab_size))
+
+
+def _piece(text: str) -> bytes:
+    """Field 1 of ModelProto: a SentencePiece of a text and a score."""
+    content = text.encode()
+    message = bytes([0x0A, len(content)]) + content + b"\x15" + struct.pack("<f", -1e6)
+    return bytes([0x0A, len(message)]) + message
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -82,8 +104,10 @@ def _size(shapes: Shapes) -> int:
 
 
 def _random_tensor(shape: tuple[int, ...]) -> torch.Tensor:
-    """Some random numbers, repeated: as good for timing as 14 billion, and made in seconds on a CPU."""
+    """Random numbers; in large tensors the same ones, repeated: as good for timing, and made in seconds on a CPU."""
     # -> shape, bf16
+    if math.prod(shape) < PERIOD:
+        return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
     drawn, tensor = _random_numbers(), torch.empty(math.prod(shape), dtype=torch.bfloat16)
     for part in tensor.split(len(drawn)):
         part.copy_(drawn[: len(part)])
@@ -92,4 +116,4 @@ def _random_tensor(shape: tuple[int, ...]) -> torch.Tensor:
 
 @functools.cache
 def _random_numbers() -> torch.Tensor:
-    return torch.empty(1 << 24, dtype=torch.bfloat16).normal_(0, 0.02)
+    return torch.empty(PERIOD, dtype=torch.bfloat16).normal_(0, 0.02)
