@@ -20,8 +20,8 @@ from modelscope_polylm.network.gpt2 import Decoder
 from modelscope_polylm.network.kv_cache import bytes_per_slot
 
 MAX_ROWS = ROW_BUCKETS[-1]
-STEPS_AHEAD = 4
-"""How many steps a GPU may run ahead of the host's reading; so many can be wasted when an answer ends early."""
+STEPS_AHEAD = 2
+"""How many steps a GPU may run ahead of the host's reading: newcomers wait for them, ended answers waste them."""
 PREFILL_TOKENS = 8192
 """Most prompt tokens of one prefill, which bounds the memory of activations."""
 PREFILL_TOKENS_WHILE_RUNNING = 2048
