@@ -22,7 +22,7 @@ LAYOUTS = {"safetensors": "model", "bin": "pytorch_model"}
 """Suffix of the weight files to the beginning of their names."""
 
 PERIOD = 1 << 24
-"""Random numbers after which those of a large tensor begin again."""
+"""Random numbers after which those of a matrix begin again."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Name to shape of tensors as they are stored."""
@@ -104,9 +104,9 @@ def _size(shapes: Shapes) -> int:
 
 
 def _random_tensor(shape: tuple[int, ...]) -> torch.Tensor:
-    """Random numbers; in large tensors the same ones, repeated: as good for timing, and made in seconds on a CPU."""
+    """Random numbers; in matrices the same ones, repeated: as good for timing, and made in seconds on a CPU."""
     # -> shape, bf16
-    if math.prod(shape) < PERIOD:
+    if len(shape) == 1:  # a bias that begins as the embedding does would always choose its first token
         return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
     drawn, tensor = _random_numbers(), torch.empty(math.prod(shape), dtype=torch.bfloat16)
     for part in tensor.split(len(drawn)):
