@@ -17,16 +17,14 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from benchmarks.ragged import Request, fresh_requests
-from benchmarks.serving import COMPLETIONS, events, free_port, percentiles, running
-from benchmarks.snapshot_files import write_snapshot
+from benchmarks.serving import COMPLETIONS, Tally, Task, ask, client_session, free_port, model_folder, running
 from modelscope_polylm.cli.bench.workloads import SHAPES, shape_config
 from modelscope_polylm.packaging.package import package_snapshot
 
@@ -44,34 +42,6 @@ COMMANDS = {
 """Name of a server to its command after `python -m`, without its port."""
 
 
-@dataclass
-class Times:
-    """What clients saw of a round of requests. Seconds are wall time.
-
-    Attributes:
-        first: from sending a request to the first part of its answer.
-        between: between two parts of an answer that follow each other, of all answers.
-        tokens: new tokens of all answers.
-        seconds: until the last answer was complete.
-    """
-
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-
-    def summary(self) -> dict[str, Any]:
-        """The figures, times in milliseconds."""
-        return {
-            "answers": len(self.first),
-            "seconds": round(self.seconds, 2),
-            "tokens/s": round(self.tokens / self.seconds, 1),
-            "parts/token": round((len(self.between) + len(self.first)) / self.tokens, 3),
-            "first token ms": percentiles(self.first),
-            "between tokens ms": percentiles(self.between),
-        }
-
-
 def main() -> None:
     """Measure one server after the other; print and write each figure as it comes."""
     arguments = parsed()
@@ -86,7 +56,7 @@ def main() -> None:
                 if arguments.out:
                     arguments.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             rates = rates or [result["rate"] for result in facts["results"] if result["rate"]]
-    except (RuntimeError, aiohttp.ClientError) as error:
+    except (RuntimeError, ConnectionError, aiohttp.ClientError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -107,11 +77,9 @@ def written_package(folder: Path, shape: str) -> Path:
     """The package of a shape below a folder, which is written where it is not there yet."""
     package = folder / f"package-{shape}"
     if not package.is_dir():
-        source = folder / f"source-{shape}"
-        write_snapshot(source, shape, "safetensors")
-        package_snapshot(source, package, release="13b")
-        for file in source.iterdir():
-            file.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with model_folder("", shape, folder) as source:
+            package_snapshot(source, package, release="13b")
     return package
 
 
@@ -126,8 +94,8 @@ def measured(
 
         def figures(number: int, rate: float | None) -> dict[str, Any]:
             requests = fresh_requests(arguments.requests, number, vocab_size)
-            times = asyncio.run(ask_all(url, requests, arrivals(len(requests), rate)))
-            return {**facts, "rate": rate, "requests/s": round(len(requests) / times.seconds, 2), **times.summary()}
+            tally = asyncio.run(ask_all(url, requests, arrivals(len(requests), rate)))
+            return {**facts, "rate": rate, "requests/s": round(tally.right / tally.seconds, 2), **tally.summary()}
 
         figures(-1, None)
         yield (highest := figures(0, None))
@@ -146,45 +114,21 @@ def arrivals(count: int, rate: float | None) -> list[float]:
     return found
 
 
-async def ask_all(url: str, requests: Sequence[Request], starts: Sequence[float]) -> Times:
-    """Send each request at its time and note what comes."""
-    times, begun = Times(), time.perf_counter()
+async def ask_all(url: str, requests: Sequence[Request], starts: Sequence[float]) -> Tally:
+    """Send each request at its time. Raises RuntimeError where one is refused or has another number of tokens."""
+    tally, begun = Tally(), time.perf_counter()
 
     async def at(start: float, request: Request) -> None:
         await asyncio.sleep(start - (time.perf_counter() - begun))
-        await ask(session, request, times)
+        fixed = {"max_tokens": request.new, "temperature": 0.0, "ignore_eos": True}
+        await ask(session, Task(COMPLETIONS, {"model": "model", "prompt": request.prompt, **fixed}), tally)
 
-    timeout, connector = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
+    async with client_session(url) as session:
         await asyncio.gather(*(at(start, request) for start, request in zip(starts, requests, strict=True)))
-    times.seconds = time.perf_counter() - begun
-    return times
-
-
-async def ask(session: aiohttp.ClientSession, request: Request, times: Times) -> None:
-    """Stream one answer. Raises RuntimeError where it is refused or has another number of tokens."""
-    fixed = {"max_tokens": request.new, "temperature": 0.0, "ignore_eos": True}
-    streamed = {"stream": True, "stream_options": {"include_usage": True}}
-    last, usage = time.perf_counter(), dict[str, int]()
-    seen = times.first
-    async with session.post(
-        COMPLETIONS, json={"model": "model", "prompt": request.prompt, **fixed, **streamed}
-    ) as found:
-        if found.status != 200:
-            raise RuntimeError(f"{found.status}: {await found.text()}")
-        async for event in events(found):
-            usage = event.get("usage") or usage
-            if is_part(event):
-                seen.append((now := time.perf_counter()) - last)
-                last, seen = now, times.between
-    if usage.get("completion_tokens") != request.new:
-        raise RuntimeError(f"An answer of {request.new} tokens came as {usage}.")
-    times.tokens += request.new
-
-
-def is_part(event: Mapping[str, Any]) -> bool:
-    """Whether an event of a stream brings text."""
-    return any(choice.get("text") for choice in event.get("choices", ()))
+    tally.seconds = time.perf_counter() - begun
+    if (tally.right, tally.tokens) != (len(requests), sum(request.new for request in requests)):
+        raise RuntimeError(f"Of {len(requests)} answers some are missing or have other lengths: {tally.summary()}")
+    return tally
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Task:
 
 @dataclass
 class Tally:
-    """What a group of clients saw. Seconds are wall time."""
+    """What a group of clients saw. Seconds are wall time; those between are from a part of an answer to the next."""
 
     right: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -73,6 +73,7 @@ class Tally:
     retry_after: set[str] = field(default_factory=set)
     tokens: int = 0
     first_text: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -87,6 +88,7 @@ class Tally:
             "seconds": round(self.seconds, 2),
             "tokens/s": round(self.tokens / self.seconds, 1),
             "first text ms": percentiles(self.first_text),
+            "between texts ms": percentiles(self.between),
             "whole answer ms": percentiles(self.whole),
         }
 
@@ -313,12 +315,16 @@ async def load(
     def goes_on(number: int) -> bool:
         return number < requests and time.perf_counter() - start < seconds
 
-    timeout, connector = aiohttp.ClientTimeout(total=300), aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
+    async with client_session(url) as session:
         firsts = [number * len(tasks) // clients for number in range(clients)]
         await asyncio.gather(*(client(session, [*tasks[n:], *tasks[:n]], goes_on, tally) for n in firsts))
     tally.seconds = time.perf_counter() - start
     return tally
+
+
+def client_session(url: str) -> aiohttp.ClientSession:
+    """For any number of requests at once."""
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=300), connector=aiohttp.TCPConnector(limit=0))
 
 
 async def client(
@@ -339,7 +345,7 @@ async def client(
 
 async def ask(session: aiohttp.ClientSession, task: Task, tally: Tally) -> None:
     """Send one request and note what comes."""
-    start, first, text, tokens = time.perf_counter(), 0.0, "", 0
+    start, times, text, tokens = time.perf_counter(), list[float](), "", 0
     body = {**task.body, "stream": True, "stream_options": {"include_usage": True}}
     async with session.post(task.path, json=body) as response:
         if response.status == 429:
@@ -351,16 +357,22 @@ async def ask(session: aiohttp.ClientSession, task: Task, tally: Tally) -> None:
         async for event in events(response):
             if "error" in event:
                 raise ConnectionError(json.dumps(event))
-            for choice in event["choices"]:
-                text += choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-            first = first or (time.perf_counter() if text else 0.0)
-            tokens += event.get("usage", {}).get("completion_tokens", 0)
+            added = "".join(text_of(choice) for choice in event["choices"])
+            text += added
+            times += [time.perf_counter()] if added else []
+            tokens += (event.get("usage") or {}).get("completion_tokens", 0)
     if task.expected not in (None, text):
         raise ValueError(f"{text!r} instead of {task.expected!r}")
     tally.right += 1
     tally.tokens += tokens
-    tally.first_text += [first - start] if text else []
+    tally.first_text += [each - start for each in times[:1]]
+    tally.between += [after - before for before, after in itertools.pairwise(times)]
     tally.whole.append(time.perf_counter() - start)
+
+
+def text_of(choice: Mapping[str, Any]) -> str:
+    """What an event adds to an answer, of a chat or of a completion; nothing where it only ends it."""
+    return (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import kernels, loading, ragged, serving_costs, translation, vllm_backend
+from benchmarks import arrivals, kernels, loading, ragged, serving_costs, translation, vllm_backend
 from benchmarks.fresh_process import in_fresh_process
 from benchmarks.serving_costs import PAGE, bytes_per_token, cost_lines, price_of, result_files, sizing_lines, speeds
 from benchmarks.snapshot_files import check_space, planned_shards, stored_bytes, write_snapshot
@@ -105,6 +105,31 @@ def test_pickles_hold_what_the_published_ones_hold(tmp_path: Path) -> None:
     stored = torch.load(file)
     assert torch.equal(stored["lm_head.weight"].float(), weights["wte.weight"])
     assert stored["transformer.h.1.attn.bias"].shape == (1, 1, 2048, 2048)
+
+
+def test_random_snapshots_have_a_tokenizer_of_the_whole_vocabulary(tmp_path: Path) -> None:
+    write_snapshot(tmp_path, "small", "safetensors")
+    tokenizer = open_snapshot(tmp_path).tokenizer
+    assert tokenizer.vocab_size == 4000
+    assert [tokenizer.decode([token]).strip() for token in (500, 3000, 3999)] == ["dell", "word3000", "word3999"]
+
+
+class TestArrivals:
+    def test_times_are_those_of_a_poisson_process_and_the_same_in_every_run(self) -> None:
+        times = arrivals.arrivals(1000, 4.0)
+        assert times == sorted(arrivals.arrivals(1000, 4.0))
+        assert 225 < times[-1] < 275
+        assert arrivals.arrivals(3, None) == [0.0, 0.0, 0.0]
+
+    def test_the_server_answers_at_random_times(self, tmp_path: Path) -> None:
+        package = arrivals.written_package(tmp_path / "new", "small")
+        assert [path.name for path in (tmp_path / "new").iterdir()] == [package.name]
+        setting = Namespace(shape="small", requests=3, shares=[0.5])
+        at_once, spread = arrivals.measured("polylm", package, [], setting)
+        assert at_once["rate"] is None
+        assert spread["rate"] == round(0.5 * at_once["requests/s"], 2)
+        assert [found["answers"] for found in (at_once, spread)] == [3, 3]
+        assert at_once["first text ms"]["p50"] > at_once["between texts ms"]["p50"] > 0
 
 
 class TestRagged:

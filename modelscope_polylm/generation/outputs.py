@@ -218,7 +218,9 @@ def token_scores(scores: list[list[float]], best: int) -> TokenScores:
     """
     first_id = 1 + len(scores[0]) // 2 if scores else 1
     pairs = (zip(each[first_id : first_id + best], each[1 : 1 + best], strict=True) for each in scores)
-    return TokenScores([each[0] for each in scores], [[(int(id), logprob) for id, logprob in each] for each in pairs])
+    return TokenScores(
+        [each[0] for each in scores], [[(int(token), logprob) for token, logprob in each] for each in pairs]
+    )
 
 
 def beam_completions(
